@@ -1,0 +1,4 @@
+//! subsidy-pos
+pub mod limits;
+pub mod money;
+pub mod time;

@@ -1,0 +1,113 @@
+//! Every bound of the service, in one place and related to each other by assertions that the
+//! compiler checks. Nothing grows without one of these.
+
+use std::time::Duration;
+
+// --- What a request may hold ---
+
+/// Bytes in the body of one request.
+pub const BODY_BYTES_MAX: usize = 16 * 1024;
+/// Bytes in the body of a batch.
+pub const BATCH_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// Claims in a batch.
+pub const BATCH_ITEMS_MAX: usize = 500;
+/// Faults listed in one answer.
+pub const FAULTS_MAX: usize = 32;
+/// Time for a request to arrive whole.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes in an `Authorization` header.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// Items on a page of a list, at most and by default.
+pub const PAGE_ITEMS_MAX: usize = 200;
+/// Items on a page where no `limit` is given.
+pub const PAGE_ITEMS_DEFAULT: usize = 50;
+
+/// Digits of yuan in a price.
+pub const PRICE_YUAN_DIGITS_MAX: usize = 8;
+/// Digits of yuan in a fund's budget or adjustment.
+pub const BUDGET_YUAN_DIGITS_MAX: usize = 13;
+/// Characters in order, invoice, store and terminal numbers.
+pub const REFERENCE_CHARS_MAX: usize = 64;
+/// Characters in a serial number.
+pub const SN_CHARS_MAX: usize = 64;
+/// Characters in an idempotency key.
+pub const IDEMPOTENCY_KEY_CHARS_MAX: usize = 255;
+/// Lines in an order.
+pub const ORDER_LINE_MAX: u16 = 999;
+/// IMEIs of one device.
+pub const IMEI_MAX: usize = 4;
+/// Subsidies received elsewhere that one claim may name.
+pub const RECEIVED_ELSEWHERE_MAX: usize = 8;
+
+// --- Time ---
+
+/// How far back a sale may lie.
+pub const SOLD_AT_BACK_MS: i64 = 15 * 60_000;
+/// How far ahead of the service's clock a till's may run.
+pub const SOLD_AT_AHEAD_MS: i64 = 5 * 60_000;
+/// How far back a sale with a `late_reason` may lie.
+pub const SOLD_AT_LATE_BACK_MS: i64 = 72 * 3_600_000;
+/// Length of a hold where the request names none.
+pub const HOLD_MINUTES_DEFAULT: u32 = 30;
+/// How long after its making a redeemed claim can be cancelled by key.
+pub const CANCEL_WINDOW_MS: i64 = 24 * 3_600_000;
+/// How long the key of a released or expired hold, or a spent key, is remembered.
+pub const KEY_RETENTION_MS: i64 = 30 * 86_400_000;
+
+// --- The ledger ---
+
+/// Commands waiting for the writer; one more is answered 503.
+pub const QUEUE_COMMANDS_MAX: usize = 8192;
+/// Commands decided before one append.
+pub const WRITER_BATCH_COMMANDS_MAX: usize = 1024;
+/// Dead holds expired before the commands of one batch.
+pub const WRITER_BATCH_EXPIRIES_MAX: usize = 256;
+/// Keys whose retention has passed that one folded entry may drop.
+pub const FOLD_DROPS_MAX: usize = 64;
+/// Bytes in one journal entry.
+pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
+/// Entries read from the journal at a time.
+pub const JOURNAL_READ_ENTRIES_MAX: usize = 4096;
+/// Shards of the state's key index; each grows on its own, so that no growth is felt.
+pub const KEY_INDEX_SHARDS: usize = 4096;
+/// Claims in one chunk of the state's claim table.
+pub const CLAIM_CHUNK: usize = 16 * 1024;
+/// Highest per-person limit a programme may set.
+pub const PERSON_LIMIT_MAX: u16 = 100;
+/// Times a request is tried again after losing a race inside the service.
+pub const STALE_RETRIES_MAX: usize = 8;
+/// How long a command may wait for its decision before the caller is told 503.
+pub const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
+
+// --- The book ---
+
+/// Entries the projector puts into one transaction of the book.
+pub const BOOK_BATCH_ENTRIES_MAX: usize = 50_000;
+/// How long a list waits for the book to reach the journal's head.
+pub const BOOK_WAIT: Duration = Duration::from_secs(1);
+/// Time a query on the book may take.
+pub const BOOK_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rows of totals in one answer.
+pub const TOTALS_ROWS_MAX: usize = 10_000;
+
+// --- Tokens and rates ---
+
+/// Verified tokens remembered by one worker.
+pub const TOKEN_CACHE_ENTRIES_MAX: usize = 4096;
+/// How long a verified token is believed without being verified again.
+pub const TOKEN_CACHE_TTL: Duration = Duration::from_secs(60);
+/// Leeway between the clocks of token issuer and service.
+pub const TOKEN_LEEWAY_S: u64 = 30;
+/// Retailers whose rate is remembered before idle ones are dropped.
+pub const RATE_KEYS_MAX: usize = 100_000;
+
+const _: () = assert!(BATCH_ITEMS_MAX <= WRITER_BATCH_COMMANDS_MAX);
+const _: () = assert!(WRITER_BATCH_COMMANDS_MAX <= QUEUE_COMMANDS_MAX);
+const _: () = assert!(BATCH_ITEMS_MAX * 2 * 1024 <= BATCH_BODY_BYTES_MAX);
+const _: () = assert!(BODY_BYTES_MAX < BATCH_BODY_BYTES_MAX);
+const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);
+const _: () = assert!(SOLD_AT_BACK_MS < SOLD_AT_LATE_BACK_MS);
+const _: () = assert!(KEY_INDEX_SHARDS.is_power_of_two() && CLAIM_CHUNK.is_power_of_two());
+const _: () = assert!(BODY_BYTES_MAX * 4 < ENTRY_BYTES_MAX);
+// A budget in fen, and any sum of a hundred of them, fits into 64 bits.
+const _: () = assert!(BUDGET_YUAN_DIGITS_MAX <= 13);

@@ -1,0 +1,2 @@
+//! subsidy-pos
+fn main() {}
