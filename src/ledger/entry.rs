@@ -1,0 +1,465 @@
+//! Entries: the journal's rows as they are written, hashed and read again.
+//!
+//! An entry is one line of JSON that can be read without this program. Its bytes are what is hashed
+//! and stored, and they are never rewritten; each names its position, the hash algorithm and its
+//! predecessor's hash. An entry carries every effect it has on the state (keys taken and freed, money
+//! moved), so that folding it needs neither a clock nor configuration nor a programme file.
+
+use std::fmt;
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use smallvec::SmallVec;
+
+use crate::claim::{AdjustReason, ClaimId, Device, FundId, ReturnReason, Sale, Status};
+use crate::identity::{Reference, RegionCode, Uscc};
+use crate::money::Fen;
+use crate::programme::ProgrammeId;
+use crate::rules::Verdict;
+use crate::time::{Day, Timestamp};
+
+/// The version of the entries this program writes, and the highest it can read.
+pub const VERSION: u16 = 1;
+
+/// The SHA-256 of an entry's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Hash([u8; 32]);
+
+impl Hash {
+    /// What the first entry names as its predecessor.
+    pub const ZERO: Self = Self([0; 32]);
+
+    /// The hash of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+        Self(hash)
+    }
+
+    /// A hash read from storage; `None` unless it is 32 bytes.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// Reads 64 hexadecimal digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        unhex(text).map(Self)
+    }
+
+    /// The 32 bytes.
+    pub const fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// The name of a thing that at most one live claim may have at a time (a device, an order line), or
+/// that is counted (a person): 128 bits of a keyed hash.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key([u8; 16]);
+
+impl Key {
+    /// A key of these bytes.
+    pub const fn new(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
+    /// The sixteen bytes.
+    pub const fn bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    fn digit(byte: u8) -> Option<u8> {
+        match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        }
+    }
+    let text = text.as_bytes();
+    if text.len() != N * 2 {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
+        *byte = (digit(pair[0])? << 4) | digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
+fn hex<const N: usize>(bytes: &[u8; N], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [0_u8; 64];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        pair[0] = HEX[usize::from(byte >> 4)];
+        pair[1] = HEX[usize::from(byte & 15)];
+    }
+    f.write_str(std::str::from_utf8(&text[..N * 2]).map_err(|_| fmt::Error)?)
+}
+
+macro_rules! hexadecimal {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                hex(&self.0, f)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                hex(&self.0, f)
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <&str>::deserialize(deserializer)?;
+                unhex(text).map(Self).ok_or_else(|| de::Error::custom("not the hexadecimal digits expected"))
+            }
+        }
+    )*};
+}
+hexadecimal!(Hash, Key);
+
+/// The hash algorithms an entry may name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// SHA-256 (FIPS 180-4).
+    #[serde(rename = "sha-256")]
+    Sha256,
+}
+
+/// One entry.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// The format; see [`VERSION`].
+    pub v: u16,
+    /// Counted from 1 without gaps.
+    pub position: u64,
+    /// How `prev` and this entry's own hash are made.
+    pub alg: Algorithm,
+    /// The hash of the entry before, [`Hash::ZERO`] for the first.
+    pub prev: Hash,
+    /// When it was decided; never earlier than the entry before.
+    #[serde(rename = "at_ms")]
+    pub at: Timestamp,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What an entry says happened.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The first entry of every journal.
+    JournalOpened {
+        /// Random; keys the names of devices, orders and persons in this journal.
+        journal_id: Key,
+    },
+    /// A key that document numbers are hashed with came into use.
+    HashKeyIntroduced {
+        /// Algorithm and id, e.g. `hmac-sha256/k1`.
+        key: Arc<str>,
+        /// Shows whether a process has the same secret under that id.
+        check: Arc<str>,
+    },
+    /// The programmes that apply from here on, content and all.
+    ProgrammesActivated {
+        /// File names and texts.
+        files: Vec<ProgrammeFile>,
+    },
+    /// Money was set aside.
+    FundOpened(FundOpened),
+    /// A fund's budget changed.
+    FundAdjusted(FundAdjusted),
+    /// New claims on a fund were stopped, or allowed again.
+    FundSwitched {
+        /// Which fund.
+        fund_id: FundId,
+        /// Whether it takes no new claims.
+        frozen: bool,
+        /// The officer.
+        by: Arc<str>,
+    },
+    /// A claim was made.
+    ClaimMade(Box<ClaimMade>),
+    /// A claim went into another status.
+    ClaimMoved(Box<ClaimMoved>),
+    /// A key that stood for nothing was cancelled: a late original is refused.
+    KeySpent {
+        /// The idempotency key, hashed with its scope.
+        key: Key,
+        /// Until when it is remembered.
+        #[serde(rename = "until_ms")]
+        until: Timestamp,
+    },
+}
+
+/// A programme file as activated.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProgrammeFile {
+    /// Its name.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// See [`Event::FundOpened`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FundOpened {
+    /// Its id.
+    pub fund_id: FundId,
+    /// The programme it pays for.
+    pub programme: ProgrammeId,
+    /// The region it pays in.
+    pub region_code: RegionCode,
+    /// First day of the sales it pays for.
+    #[serde(rename = "from_day")]
+    pub from: Day,
+    /// Last day of the sales it pays for.
+    #[serde(rename = "to_day")]
+    pub to: Day,
+    /// The money.
+    #[serde(rename = "budget_fen")]
+    pub budget: Fen,
+    /// The officer.
+    pub by: Arc<str>,
+    /// The request's idempotency key, hashed with its scope.
+    pub request: Key,
+    /// The request's content.
+    pub fingerprint: Key,
+}
+
+/// See [`Event::FundAdjusted`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FundAdjusted {
+    /// Which fund.
+    pub fund_id: FundId,
+    /// What is added, or taken where negative.
+    #[serde(rename = "delta_fen")]
+    pub delta: Fen,
+    /// Why.
+    pub reason: AdjustReason,
+    /// The document that orders it.
+    pub document_no: Reference,
+    /// The officer.
+    pub by: Arc<str>,
+    /// The request's idempotency key, hashed with its scope.
+    pub request: Key,
+    /// The request's content.
+    pub fingerprint: Key,
+    /// The fund as it stood afterwards, so that a replay answers the same.
+    pub after: Balance,
+}
+
+/// The money of a fund at a moment: `held + redeemed ≤ budget`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Balance {
+    /// What was set aside.
+    #[serde(rename = "budget_fen")]
+    pub budget: Fen,
+    /// Reserved by live holds.
+    #[serde(rename = "held_fen")]
+    pub held: Fen,
+    /// Due for redeemed claims.
+    #[serde(rename = "redeemed_fen")]
+    pub redeemed: Fen,
+    /// Whether new claims are stopped.
+    pub frozen: bool,
+}
+
+/// What an entry moves in its claim's fund.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FundDelta {
+    /// Which fund.
+    pub id: FundId,
+    /// Change of the money held.
+    #[serde(rename = "held_fen", default, skip_serializing_if = "is_zero")]
+    pub held: Fen,
+    /// Change of the money redeemed.
+    #[serde(rename = "redeemed_fen", default, skip_serializing_if = "is_zero")]
+    pub redeemed: Fen,
+}
+
+fn is_zero(fen: &Fen) -> bool {
+    *fen == Fen::ZERO
+}
+
+/// How one programme judged a sale; rate, cap and clause are in the programme's version.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Judged {
+    /// Which programme.
+    pub programme: ProgrammeId,
+    /// Which version of it.
+    pub version: u32,
+    /// What the rate is applied to.
+    #[serde(rename = "base_fen")]
+    pub price_base: Fen,
+    /// Rate times base, rounded.
+    #[serde(rename = "computed_fen")]
+    pub computed: Fen,
+    /// What it would pay.
+    #[serde(rename = "amount_fen")]
+    pub amount: Fen,
+    /// Whether it pays, or why not.
+    pub verdict: Verdict,
+}
+
+/// The keys a claim takes. Each is freed by a later entry that lists it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimKeys {
+    /// The idempotency key with its scope; kept, not freed, by most moves.
+    pub request: Key,
+    /// Retailer, order and line.
+    pub order_line: Key,
+    /// Person, category and year of the sale.
+    pub person: Key,
+    /// The device's serial number with its manufacturer, and every IMEI.
+    #[serde(default, skip_serializing_if = "SmallVec::is_empty")]
+    pub device: SmallVec<[Key; 4]>,
+    /// The old device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trade_in: Option<Key>,
+}
+
+/// See [`Event::ClaimMade`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimMade {
+    /// The claim.
+    pub claim_id: ClaimId,
+    /// Whose claim it is.
+    pub retailer: Uscc,
+    /// The platform that submitted it, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Arc<str>>,
+    /// What was sold.
+    pub sale: Sale,
+    /// `held` or `redeemed`.
+    pub status: Status,
+    /// When the hold ends.
+    #[serde(rename = "held_until_ms", default, skip_serializing_if = "Option::is_none")]
+    pub held_until: Option<Timestamp>,
+    /// The subsidy.
+    #[serde(rename = "subsidy_fen")]
+    pub subsidy: Fen,
+    /// Every programme that judged the sale, the one that pays first.
+    pub considered: SmallVec<[Judged; 4]>,
+    /// Whether a return gives the person's entitlement back.
+    pub return_restores: bool,
+    /// The keys taken.
+    pub keys: ClaimKeys,
+    /// The request's content, keyed.
+    pub fingerprint: Key,
+    /// The money moved.
+    pub fund: FundDelta,
+}
+
+/// See [`Event::ClaimMoved`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClaimMoved {
+    /// The claim.
+    pub claim_id: ClaimId,
+    /// The position of the entry that made it.
+    pub made: u64,
+    /// The position of its last entry before this one.
+    pub prior: u64,
+    /// The status left.
+    pub from: Status,
+    /// The status entered.
+    pub to: Status,
+    /// The device bound now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Device>,
+    /// The invoice named now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invoice_no: Option<Reference>,
+    /// Why the goods came back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<ReturnReason>,
+    /// When they did.
+    #[serde(rename = "returned_at_ms", default, skip_serializing_if = "Option::is_none")]
+    pub returned_at: Option<Timestamp>,
+    /// Device keys taken.
+    #[serde(default, skip_serializing_if = "SmallVec::is_empty")]
+    pub takes: SmallVec<[Key; 4]>,
+    /// Keys freed.
+    #[serde(default, skip_serializing_if = "SmallVec::is_empty")]
+    pub frees: SmallVec<[Key; 8]>,
+    /// From when the idempotency key stands for nothing again.
+    #[serde(rename = "request_until_ms", default, skip_serializing_if = "Option::is_none")]
+    pub request_until: Option<Timestamp>,
+    /// The money moved.
+    pub fund: FundDelta,
+}
+
+/// Why an entry cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// Written by a later version of this program.
+    #[error("entry {position} has version {version}; this program reads up to {VERSION}: update it")]
+    Version {
+        /// Where.
+        position: u64,
+        /// The version it names.
+        version: u16,
+    },
+    /// Not an entry, or of a kind that this program does not know.
+    #[error("entry {position} cannot be read: {cause}")]
+    Malformed {
+        /// Where.
+        position: u64,
+        /// What the parser says.
+        cause: serde_json::Error,
+    },
+    /// The row's number is not the one its bytes name.
+    #[error("entry {position} says that its position is {claimed}")]
+    Position {
+        /// Where it was found.
+        position: u64,
+        /// What it says.
+        claimed: u64,
+    },
+}
+
+impl Entry {
+    /// Reads the entry stored at `position`.
+    pub fn decode(position: u64, bytes: &[u8]) -> Result<Self, Unreadable> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            v: u16,
+        }
+        let entry: Self = serde_json::from_slice(bytes).map_err(|cause| {
+            match serde_json::from_slice::<Versioned>(bytes) {
+                Ok(Versioned { v }) if v > VERSION => Unreadable::Version { position, version: v },
+                _ => Unreadable::Malformed { position, cause },
+            }
+        })?;
+        if entry.v == 0 || entry.v > VERSION {
+            return Err(Unreadable::Version { position, version: entry.v });
+        }
+        if entry.position != position {
+            return Err(Unreadable::Position { position, claimed: entry.position });
+        }
+        Ok(entry)
+    }
+
+    /// Appends the bytes to store and hash to `buffer`.
+    pub fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+        serde_json::to_writer(buffer, self)
+    }
+}
