@@ -188,9 +188,9 @@ pub enum Event {
         by: Arc<str>,
     },
     /// A claim was made.
-    ClaimMade(Box<ClaimMade>),
+    ClaimMade(Arc<ClaimMade>),
     /// A claim went into another status.
-    ClaimMoved(Box<ClaimMoved>),
+    ClaimMoved(Arc<ClaimMoved>),
     /// A key that stood for nothing was cancelled: a late original is refused.
     KeySpent {
         /// The idempotency key, hashed with its scope.

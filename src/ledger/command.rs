@@ -1,0 +1,481 @@
+//! What the ledger is asked, and what it answers.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::entry::{Balance, ClaimMade, ClaimMoved, Entry, Event, Hash, Key, ProgrammeFile};
+use crate::claim::{
+    AdjustReason, ClaimId, Device, FundId, Mode, ReturnReason, Sale, Status, Submitter,
+};
+use crate::identity::{Reference, RegionCode};
+use crate::money::Fen;
+use crate::programme::{Programme, ProgrammeId};
+use crate::rules::{Determination, Refused};
+use crate::time::{Day, Timestamp};
+
+/// A request to the ledger. Everything that can be computed without the state is in it already.
+#[derive(Debug)]
+pub enum Command {
+    /// Make a claim.
+    Make(Box<Draft>),
+    /// What [`Command::Make`] would answer, without doing it.
+    Quote(Box<Quote>),
+    /// The sale of a hold is done.
+    Redeem(Box<Redeem>),
+    /// Give a hold back.
+    Release {
+        /// Who asks.
+        by: Submitter,
+        /// Which claim.
+        claim_id: ClaimId,
+    },
+    /// The goods came back.
+    Return {
+        /// Who asks.
+        by: Submitter,
+        /// Which claim.
+        claim_id: ClaimId,
+        /// Why.
+        reason: ReturnReason,
+        /// When.
+        returned_at: Timestamp,
+    },
+    /// Take back whatever an idempotency key stands for.
+    Cancel {
+        /// The key, hashed with its scope.
+        request: Key,
+    },
+    /// Where a claim's last entry is.
+    Locate(ClaimId),
+    /// Set money aside.
+    OpenFund(Box<OpenFund>),
+    /// Change a fund's budget.
+    AdjustFund(Box<AdjustFund>),
+    /// Stop or allow new claims on a fund.
+    SwitchFund {
+        /// Which fund.
+        fund_id: FundId,
+        /// Whether it shall take no new claims.
+        frozen: bool,
+        /// The officer.
+        by: Arc<str>,
+        /// The officer's regions.
+        regions: Option<Vec<RegionCode>>,
+    },
+    /// One fund as it stands.
+    Fund(FundId),
+    /// All funds as they stand, by id.
+    Funds,
+    /// Make these programme files the ones that apply.
+    Activate(Vec<ProgrammeFile>),
+    /// Begin to use a hash key.
+    IntroduceHashKey {
+        /// Algorithm and id, e.g. `hmac-sha256/k1`.
+        key: Arc<str>,
+        /// Its check value.
+        check: Arc<str>,
+    },
+    /// A digest of the whole state, for comparing processes; takes time in proportion to it.
+    Digest,
+}
+
+/// A claim to make.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Who asks.
+    pub by: Submitter,
+    /// Hold or redeem.
+    pub mode: Mode,
+    /// What was sold.
+    pub sale: Sale,
+    /// Minutes a hold shall last; `None` for the default.
+    pub hold_minutes: Option<u32>,
+    /// What the till showed.
+    pub expected_subsidy: Option<Fen>,
+    /// The only programme to judge under.
+    pub accept_programme: Option<ProgrammeId>,
+    /// Whether a `late_reason` was given.
+    pub late: bool,
+    /// Whether any subsidy received elsewhere was named.
+    pub received_elsewhere: bool,
+    /// Keys and fingerprints.
+    pub keys: DraftKeys,
+    /// The judgement under the programmes activated at `judged_at`.
+    pub judgement: Result<Determination, Refused>,
+    /// The position of the activation judged under; under another the ledger judges again.
+    pub judged_at: u64,
+    /// Random bits for the claim's id.
+    pub entropy: u128,
+}
+
+/// The keys of a claim to make.
+#[derive(Clone, Debug)]
+pub struct DraftKeys {
+    /// The idempotency key with its scope.
+    pub request: Key,
+    /// The content under every live hash key, the writing one first: hash key and fingerprint.
+    pub fingerprints: SmallVec<[(Arc<str>, Key); 2]>,
+    /// Retailer, order and line.
+    pub order_line: Key,
+    /// Person, category and year under every live hash key, the writing one first.
+    pub persons: SmallVec<[Key; 2]>,
+    /// Serial number and IMEIs.
+    pub device: SmallVec<[Key; 4]>,
+    /// The old device.
+    pub trade_in: Option<Key>,
+}
+
+/// A claim to judge without making it. Whatever was not given is empty.
+#[derive(Clone, Debug)]
+pub struct Quote {
+    /// The class of product.
+    pub category: crate::programme::Category,
+    /// Final price of the item.
+    pub price: Fen,
+    /// Whose fund would pay.
+    pub region_code: RegionCode,
+    /// When it is sold; any instant.
+    pub sold_at: Timestamp,
+    /// Energy grade.
+    pub energy_grade: Option<u8>,
+    /// What the old device is worth.
+    pub trade_in_value: Option<Fen>,
+    /// The only programme to judge under.
+    pub accept_programme: Option<ProgrammeId>,
+    /// What the till shows.
+    pub expected_subsidy: Option<Fen>,
+    /// Whether any subsidy received elsewhere was named.
+    pub received_elsewhere: bool,
+    /// Retailer, order and line.
+    pub order_line: Option<Key>,
+    /// Person, category and year under every live hash key.
+    pub persons: SmallVec<[Key; 2]>,
+    /// Serial number and IMEIs.
+    pub device: SmallVec<[Key; 4]>,
+    /// The old device.
+    pub trade_in: Option<Key>,
+    /// The judgement under the programmes activated at `judged_at`.
+    pub judgement: Result<Determination, Refused>,
+    /// The position of the activation judged under.
+    pub judged_at: u64,
+}
+
+/// A hold to redeem.
+#[derive(Clone, Debug)]
+pub struct Redeem {
+    /// Who asks.
+    pub by: Submitter,
+    /// Which claim.
+    pub claim_id: ClaimId,
+    /// The device and its keys.
+    pub device: Option<(Device, SmallVec<[Key; 4]>)>,
+    /// The invoice.
+    pub invoice_no: Option<Reference>,
+}
+
+/// A fund to open.
+#[derive(Clone, Debug)]
+pub struct OpenFund {
+    /// Its id.
+    pub fund_id: FundId,
+    /// The programme it pays for.
+    pub programme: ProgrammeId,
+    /// Where it pays.
+    pub region_code: RegionCode,
+    /// First day of the sales it pays for.
+    pub from: Day,
+    /// Last day of the sales it pays for.
+    pub to: Day,
+    /// The money.
+    pub budget: Fen,
+    /// The officer.
+    pub by: Arc<str>,
+    /// The idempotency key with its scope.
+    pub request: Key,
+    /// The content.
+    pub fingerprint: Key,
+}
+
+/// A change of a fund's budget.
+#[derive(Clone, Debug)]
+pub struct AdjustFund {
+    /// Which fund.
+    pub fund_id: FundId,
+    /// What is added, or taken where negative.
+    pub delta: Fen,
+    /// Why.
+    pub reason: AdjustReason,
+    /// The document that orders it.
+    pub document_no: Reference,
+    /// The officer.
+    pub by: Arc<str>,
+    /// The officer's regions.
+    pub regions: Option<Vec<RegionCode>>,
+    /// The idempotency key with its scope.
+    pub request: Key,
+    /// The content.
+    pub fingerprint: Key,
+}
+
+/// An entry with the hash of its bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stored {
+    /// The entry.
+    pub entry: Entry,
+    /// The hash of its bytes.
+    pub hash: Hash,
+}
+
+/// What the ledger answers once everything the answer rests on is durable.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// A claim, as of one of its entries.
+    Claim(ClaimAt),
+    /// What a cancellation came to.
+    Cancel(CancelOutcome),
+    /// What a claim would get.
+    Quote(Box<Quoted>),
+    /// A fund.
+    Fund(FundView),
+    /// Funds, by id.
+    Funds(Vec<FundView>),
+    /// A fund request answered again; render it from the entry at this position.
+    FundReplay(u64),
+    /// Done, and there is nothing to say.
+    Done,
+    /// A digest of the state at a position.
+    Digest {
+        /// The position.
+        position: u64,
+        /// The digest.
+        digest: Hash,
+    },
+}
+
+/// A claim as of one of its entries.
+#[derive(Clone, Debug)]
+pub struct ClaimAt {
+    /// The entry's position.
+    pub position: u64,
+    /// The entry itself where it was made just now.
+    pub fresh: Option<Arc<Stored>>,
+    /// Whether this repeats what was answered before, or nothing had to be done.
+    pub unchanged: bool,
+}
+
+/// What a cancellation by key came to.
+#[derive(Clone, Debug)]
+pub enum CancelOutcome {
+    /// The claim is as if it had never been.
+    Cancelled(ClaimAt),
+    /// The claim had ended already.
+    NothingToCancel(ClaimAt),
+    /// The key stood for nothing and is spent.
+    KeySpent,
+}
+
+/// What a claim would get.
+#[derive(Clone, Debug)]
+pub struct Quoted {
+    /// How the programmes judged; absent where none could.
+    pub determination: Option<Determination>,
+    /// Why it would be refused.
+    pub refusal: Option<Refusal>,
+}
+
+/// A fund as it stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FundView {
+    /// Its id.
+    pub fund_id: FundId,
+    /// The programme it pays for.
+    pub programme: ProgrammeId,
+    /// Where it pays.
+    pub region_code: RegionCode,
+    /// First day of the sales it pays for.
+    pub from: Day,
+    /// Last day of the sales it pays for.
+    pub to: Day,
+    /// Its money.
+    pub balance: Balance,
+}
+
+/// Another programme that could pay.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Alternative {
+    /// The programme.
+    pub programme: ProgrammeId,
+    /// What it would pay.
+    pub subsidy: Fen,
+}
+
+/// Why a command is refused. The variants stand in the order in which they take precedence; a refusal
+/// changes nothing.
+#[derive(Clone, Debug)]
+pub enum Refusal {
+    /// The idempotency key was used with other content.
+    IdempotencyKeyReused,
+    /// The key was cancelled before its claim arrived.
+    CancelledBeforeArrival,
+    /// The key's claim was cancelled.
+    Cancelled,
+    /// There is no such claim, or it is someone else's.
+    ClaimNotFound,
+    /// There is no such fund, or it is outside the officer's regions.
+    FundNotFound,
+    /// The claim's status does not allow this.
+    ClaimStateConflict {
+        /// The status it has.
+        status: Status,
+    },
+    /// A claim cannot be redeemed without a device.
+    DeviceRequired,
+    /// No programme applies; before or after the window of `sold_at` as the rule says.
+    Policy(Refused),
+    /// The sale lies too far back or ahead.
+    SoldAtOutOfRange,
+    /// A subsidy was received elsewhere.
+    ReceivedElsewhere,
+    /// The order line has a live claim.
+    OrderLineAlreadyClaimed,
+    /// The device has a live claim.
+    DeviceAlreadySubsidised,
+    /// The old device serves a live claim.
+    TradeInAlreadyUsed,
+    /// The person has had what the programme allows.
+    ConsumerLimitReached {
+        /// Whose limit.
+        programme: Arc<Programme>,
+        /// The limit.
+        limit: u16,
+    },
+    /// No fund of the programme covers the region and the day.
+    FundNotOpen {
+        /// What else could pay.
+        alternatives: Vec<Alternative>,
+    },
+    /// The fund takes no new claims.
+    FundFrozen {
+        /// What else could pay.
+        alternatives: Vec<Alternative>,
+    },
+    /// The fund cannot pay in full.
+    FundExhausted {
+        /// What else could pay.
+        alternatives: Vec<Alternative>,
+    },
+    /// The till showed another amount.
+    SubsidyDiffers {
+        /// What is right.
+        determination: Box<Determination>,
+    },
+    /// The programme of a fund to open is not one that applies.
+    ProgrammeUnknown,
+    /// The programme of a fund to open does not cover its region.
+    FundRegionNotCovered,
+    /// The fund's id is taken.
+    FundExists,
+    /// Another fund of the programme and region has days in common.
+    FundOverlaps,
+    /// The budget would fall below what is held and redeemed, or grow out of bounds.
+    FundBelowUsage,
+    /// The programme files cannot be activated.
+    ActivationRefused(String),
+    /// A hash key is known with another secret.
+    HashKeyDiffers,
+}
+
+/// Why there is no outcome.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// The ledger refuses.
+    Refused(Box<Refusal>),
+    /// Too much is waiting; nothing was done.
+    Overloaded,
+    /// The journal does not answer; whether anything was done is found by asking again with the same
+    /// idempotency key.
+    Unavailable,
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(Box::new(refusal))
+    }
+}
+
+/// A claim put together from its entries.
+#[derive(Clone, Debug)]
+pub struct ClaimView {
+    made: Arc<ClaimMade>,
+    made_at: Timestamp,
+    /// Oldest first.
+    moves: SmallVec<[Arc<ClaimMoved>; 3]>,
+    /// Position, time and hash of the last entry.
+    last: (u64, Timestamp, Hash),
+}
+
+impl ClaimView {
+    /// Puts a claim together from its entries, oldest first; `None` unless they are one claim's.
+    pub fn new(entries: &[Arc<Stored>]) -> Option<Self> {
+        let (first, rest) = entries.split_first()?;
+        let Event::ClaimMade(made) = &first.entry.event else { return None };
+        let at = |stored: &Stored| (stored.entry.position, stored.entry.at, stored.hash);
+        let mut view = Self {
+            made: Arc::clone(made),
+            made_at: first.entry.at,
+            moves: SmallVec::new(),
+            last: at(first),
+        };
+        for stored in rest {
+            match &stored.entry.event {
+                Event::ClaimMoved(moved) if moved.claim_id == made.claim_id && moved.prior == view.last.0 => {
+                    view.moves.push(Arc::clone(moved));
+                    view.last = at(stored);
+                }
+                _ => return None,
+            }
+        }
+        Some(view)
+    }
+
+    /// What was decided when the claim was made.
+    pub fn made(&self) -> &ClaimMade {
+        &self.made
+    }
+
+    /// When the claim was made.
+    pub fn made_at(&self) -> Timestamp {
+        self.made_at
+    }
+
+    /// When it last changed.
+    pub fn updated_at(&self) -> Timestamp {
+        self.last.1
+    }
+
+    /// Position and hash of its last entry.
+    pub fn journal(&self) -> (u64, Hash) {
+        (self.last.0, self.last.2)
+    }
+
+    /// The moves, oldest first.
+    pub fn moves(&self) -> &[Arc<ClaimMoved>] {
+        &self.moves
+    }
+
+    /// The status.
+    pub fn status(&self) -> Status {
+        self.moves.last().map_or(self.made.status, |moved| moved.to)
+    }
+
+    /// The device.
+    pub fn device(&self) -> Option<&Device> {
+        self.moves.iter().rev().find_map(|moved| moved.device.as_ref()).or(self.made.sale.device.as_ref())
+    }
+
+    /// The invoice.
+    pub fn invoice_no(&self) -> Option<&Reference> {
+        self.moves.iter().rev().find_map(|moved| moved.invoice_no.as_ref()).or(self.made.sale.invoice_no.as_ref())
+    }
+}
