@@ -1,5 +1,11 @@
-//! subsidy-pos
+//! subsidy-pos decides, holds, redeems and takes back trade-in subsidies at the point of sale.
+pub mod claim;
+pub mod clock;
 pub mod identity;
+pub mod journal;
+pub mod ledger;
 pub mod limits;
 pub mod money;
+pub mod programme;
+pub mod rules;
 pub mod time;

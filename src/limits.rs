@@ -68,6 +68,10 @@ pub const FOLD_DROPS_MAX: usize = 64;
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
 /// Entries read from the journal at a time.
 pub const JOURNAL_READ_ENTRIES_MAX: usize = 4096;
+/// Pages the embedded journal's write-ahead log may have before it is checkpointed.
+pub const JOURNAL_CHECKPOINT_PAGES: u32 = 4000;
+/// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
+pub const JOURNAL_WAL_BYTES_KEPT: u32 = 64 * 1024 * 1024;
 /// Shards of the state's key index; each grows on its own, so that no growth is felt.
 pub const KEY_INDEX_SHARDS: usize = 4096;
 /// Claims in one chunk of the state's claim table.
