@@ -14,11 +14,12 @@ use super::command::{
 use super::entry::{
     Balance, ClaimKeys, ClaimMade, ClaimMoved, Event, FundAdjusted, FundDelta, FundOpened, Judged, Key, ProgrammeFile,
 };
-use super::state::{ClaimIx, ClaimRecord, Fund, FundIx, Request, State};
+use super::state::{ClaimIx, ClaimRecord, Fund, FundIx, Request, State, activating};
 use crate::claim::{ClaimId, Device, FundId, Mode, Status, Submitter};
 use crate::identity::RegionCode;
 use crate::limits;
 use crate::money::Fen;
+use crate::programme::EntitlementOnReturn;
 use crate::rules::{self, Considered, Determination};
 use crate::time::Timestamp;
 
@@ -163,7 +164,9 @@ fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
     {
         return Err(Refusal::Policy(refused.clone()).into());
     }
-    if !rules::window(state.programmes().current(), &draft_sale(draft), now, draft.late) {
+    if let Some(late_until) = rules::late_until(judgement)
+        && !rules::window(now, draft.sale.sold_at, draft.late, late_until)
+    {
         return Err(Refusal::SoldAtOutOfRange.into());
     }
     let determination = judgement.as_ref().map_err(|refused| Refusal::Policy(refused.clone()))?;
@@ -199,8 +202,8 @@ fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
         status,
         held_until,
         subsidy,
-        considered: determination.considered.iter().map(judged).collect(),
-        return_restores: chosen.programme.return_restores(),
+        considered: determination.considered().map(judged).collect(),
+        return_restores: chosen.programme.entitlement_on_return.value == EntitlementOnReturn::Restored,
         keys: ClaimKeys {
             request: keys.request,
             order_line: keys.order_line,
@@ -240,8 +243,8 @@ fn draft_sale(draft: &Draft) -> rules::Sale<'_> {
 
 fn judged(considered: &Considered) -> Judged {
     Judged {
-        programme: considered.programme.id().clone(),
-        version: considered.programme.version(),
+        programme: considered.programme.id.clone(),
+        version: considered.programme.version,
         price_base: considered.price_base,
         computed: considered.computed,
         amount: considered.amount,
@@ -257,7 +260,7 @@ fn payable<'s, 'd>(
     now: Timestamp,
     dead: Dead,
 ) -> Deciding<(&'d Considered, &'s Fund)> {
-    let chosen = determination.chosen().ok_or(Decision::TryAgain)?;
+    let chosen = determination.chosen();
     if asked.received_elsewhere {
         return Err(Refusal::ReceivedElsewhere.into());
     }
@@ -281,7 +284,7 @@ fn payable<'s, 'd>(
                 let within_limit = reached_limit(state, other, asked, now, dead)?.is_none();
                 if within_limit && funded(state, other, asked, now, dead)?.is_ok() {
                     alternatives
-                        .push(Alternative { programme: other.programme.id().clone(), subsidy: other.amount });
+                        .push(Alternative { programme: other.programme.id.clone(), subsidy: other.amount });
                 }
             }
             return Err(match lack {
@@ -356,7 +359,7 @@ fn funded<'s>(
     now: Timestamp,
     dead: Dead,
 ) -> Deciding<Result<&'s Fund, Lack>> {
-    let programme = considered.programme.id();
+    let programme = &considered.programme.id;
     let Some((ix, fund)) = state.fund_for(programme, asked.region_code, asked.sold_at.day()) else {
         return Ok(Err(Lack::NotOpen));
     };
@@ -607,7 +610,7 @@ fn open_fund(state: &State, asked: &OpenFund) -> Deciding {
     officer_replay(state, &asked.request, &asked.fingerprint)?;
     let programme =
         state.programmes().current().get(asked.programme.as_str()).ok_or(Refusal::ProgrammeUnknown)?;
-    if !programme.covers(asked.region_code) {
+    if !programme.regions.value.cover(&asked.region_code) {
         return Err(Refusal::FundRegionNotCovered.into());
     }
     if state.find_fund(&asked.fund_id).is_some() {
@@ -640,7 +643,7 @@ fn visible_fund<'s>(
 ) -> Deciding<(FundIx, &'s Fund)> {
     let found = state.find_fund(id).and_then(|ix| Some((ix, state.fund(ix)?)));
     found
-        .filter(|(_, fund)| regions.is_none_or(|regions| regions.iter().any(|region| region.covers(&fund.region_code))))
+        .filter(|(_, fund)| regions.is_none_or(|regions| regions.iter().any(|region| region.covers(fund.region_code))))
         .ok_or_else(|| Refusal::FundNotFound.into())
 }
 
@@ -674,12 +677,9 @@ fn switch_fund(state: &State, id: &FundId, frozen: bool, by: &Arc<str>, regions:
 }
 
 fn activate(state: &State, files: &[ProgrammeFile]) -> Deciding {
-    let pairs: Vec<(String, String)> = files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
-    if state.programmes().is_current(&pairs) {
-        return Ok(Decision::Answer(Answer::Done));
-    }
-    match state.programmes().activating(&pairs) {
+    match activating(state.programmes(), files) {
+        Ok(history) if history.current() == state.programmes().current() => Ok(Decision::Answer(Answer::Done)),
         Ok(_) => Ok(Decision::Enter(Event::ProgrammesActivated { files: files.to_vec() })),
-        Err(error) => Err(Refusal::ActivationRefused(error.to_string()).into()),
+        Err(reason) => Err(Refusal::ActivationRefused(reason).into()),
     }
 }

@@ -17,13 +17,15 @@ use aws_lc_rs::digest;
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 
-use super::entry::{Balance, ClaimKeys, ClaimMade, ClaimMoved, Entry, Event, FundDelta, Hash, Key};
+use super::entry::{
+    Balance, ClaimKeys, ClaimMade, ClaimMoved, Entry, Event, FundDelta, Hash, Key, ProgrammeFile,
+};
 use crate::claim::{ClaimId, FundId, Status, Submitter};
 use crate::identity::{RegionCode, Uscc};
 use crate::journal::Head;
 use crate::limits;
 use crate::money::Fen;
-use crate::programme::{ProgrammeHistory, ProgrammeId};
+use crate::programme::{ProgrammeHistory, ProgrammeId, ProgrammeSet};
 use crate::time::{Day, Timestamp};
 
 /// The index of a claim in the order of making.
@@ -803,9 +805,7 @@ impl Folding<'_> {
                 self.change(Change::HashKey(Arc::clone(key), Some(Arc::clone(check))));
             }
             Event::ProgrammesActivated { files } => {
-                let files: Vec<(String, String)> =
-                    files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
-                let history = self.state.programmes.activating(&files).map_err(|_| "its programmes cannot be read")?;
+                let history = activating(&self.state.programmes, files).map_err(|_| "its programmes cannot follow")?;
                 self.change(Change::Programmes(Arc::new(history), entry.position));
             }
             Event::FundOpened(opened) => {
@@ -1041,6 +1041,15 @@ impl Folding<'_> {
         }
         Ok(())
     }
+}
+
+/// The programmes once `files` are activated after `history`, or why they cannot be.
+pub fn activating(history: &ProgrammeHistory, files: &[ProgrammeFile]) -> Result<ProgrammeHistory, String> {
+    let files: Vec<(String, String)> = files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
+    let set = ProgrammeSet::parse(&files).map_err(|error| error.to_string())?;
+    let mut history = history.clone();
+    history.activate(Arc::new(set)).map_err(|error| error.to_string())?;
+    Ok(history)
 }
 
 fn is_covered(balance: &Balance) -> bool {
