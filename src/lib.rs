@@ -1,6 +1,8 @@
 //! subsidy-pos decides, holds, redeems and takes back trade-in subsidies at the point of sale.
+pub mod auth;
 pub mod claim;
 pub mod clock;
+pub mod config;
 pub mod identity;
 pub mod journal;
 pub mod ledger;
@@ -8,4 +10,6 @@ pub mod limits;
 pub mod money;
 pub mod programme;
 pub mod rules;
+pub mod secrets;
+pub mod telemetry;
 pub mod time;
