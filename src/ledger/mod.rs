@@ -11,6 +11,9 @@ pub mod keys;
 pub mod state;
 pub mod writer;
 
+#[cfg(test)]
+mod tests;
+
 pub use command::{ClaimAt, ClaimView, Command, Failure, Outcome, Refusal, Stored};
 pub use keys::KeyRing;
 pub use writer::Ledger;
