@@ -91,6 +91,16 @@ pub const JOURNAL_READ_ENTRIES_MAX: usize = 4096;
 pub const JOURNAL_CHECKPOINT_PAGES: u32 = 4000;
 /// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
 pub const JOURNAL_WAL_BYTES_KEPT: u32 = 64 * 1024 * 1024;
+/// How long PostgreSQL may take for anything.
+pub const POSTGRES_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest pause before connecting to PostgreSQL again.
+pub const POSTGRES_RETRY_MS_MAX: u64 = 1000;
+/// Connections on which entries are read.
+pub const POSTGRES_READERS: usize = 4;
+/// How long one of several processes may go on appending before another has its turn.
+pub const TURN: Duration = Duration::from_millis(5);
+/// How long a process waits for its turn before it goes on without.
+pub const TURN_WAIT: Duration = Duration::from_millis(250);
 /// Shards of the state's key index; each grows on its own, so that no growth is felt.
 pub const KEY_INDEX_SHARDS: usize = 4096;
 /// Claims in one chunk of the state's claim table.
@@ -153,6 +163,8 @@ pub const WORKERS_MAX: u32 = 256;
 /// Requests per second that a rate limit may be set to.
 pub const RATE_PER_SECOND_MAX: u32 = 1_000_000;
 
+const _: () = assert!(TURN.as_millis() < TURN_WAIT.as_millis());
+const _: () = assert!(TURN_WAIT.as_millis() < POSTGRES_TIMEOUT.as_millis());
 const _: () = assert!(BATCH_ITEMS_MAX <= WRITER_BATCH_COMMANDS_MAX);
 const _: () = assert!(WRITER_BATCH_COMMANDS_MAX <= QUEUE_COMMANDS_MAX);
 const _: () = assert!(BATCH_ITEMS_MAX * 2 * 1024 <= BATCH_BODY_BYTES_MAX);
