@@ -116,6 +116,18 @@ pub const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Entries the projector puts into one transaction of the book.
 pub const BOOK_BATCH_ENTRIES_MAX: usize = 50_000;
+/// Entries offered to the projector and not yet taken; it reads the journal for what does not fit.
+pub const BOOK_INBOX_ENTRIES_MAX: usize = 16 * 1024;
+/// How long the projector gathers entries while nobody waits for the book.
+pub const BOOK_PACE: Duration = Duration::from_millis(200);
+/// How long the projector pauses after failing again and again.
+pub const BOOK_RETRY_MAX: Duration = Duration::from_secs(60);
+/// Queries on the book that run at a time.
+pub const BOOK_QUERIES_RUNNING_MAX: usize = 4;
+/// Queries on the book that run or wait to run; one more is answered 503.
+pub const BOOK_QUERIES_MAX: usize = 64;
+/// How long a connection to the book waits for a lock.
+pub const BOOK_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a list waits for the book to reach the journal's head.
 pub const BOOK_WAIT: Duration = Duration::from_secs(1);
 /// Time a query on the book may take.
@@ -175,6 +187,10 @@ const _: () = assert!(KEY_INDEX_SHARDS.is_power_of_two() && CLAIM_CHUNK.is_power
 const _: () = assert!(TOKEN_BYTES_MAX < BODY_BYTES_MAX);
 const _: () = assert!(HASH_KEY_BYTES_MIN * 2 < KEY_FILE_BYTES_MAX);
 const _: () = assert!(BODY_BYTES_MAX * 4 < ENTRY_BYTES_MAX);
+const _: () = assert!(WRITER_BATCH_COMMANDS_MAX + WRITER_BATCH_EXPIRIES_MAX <= BOOK_INBOX_ENTRIES_MAX / 2);
+const _: () = assert!(BOOK_INBOX_ENTRIES_MAX <= BOOK_BATCH_ENTRIES_MAX);
+const _: () = assert!(BOOK_QUERIES_RUNNING_MAX <= BOOK_QUERIES_MAX);
+const _: () = assert!(BOOK_PACE.as_millis() < BOOK_WAIT.as_millis());
 // A budget in fen, and any sum of a hundred of them, fits into 64 bits.
 const _: () = assert!(BUDGET_YUAN_DIGITS_MAX <= 13);
 // JSON writes no character of a programme file with more than two bytes for one (TOML has no control
