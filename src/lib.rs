@@ -1,4 +1,6 @@
 //! subsidy-pos
+pub mod http;
+pub mod identity;
 pub mod limits;
 pub mod money;
 pub mod time;
