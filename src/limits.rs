@@ -68,6 +68,10 @@ pub const FOLD_DROPS_MAX: usize = 64;
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
 /// Entries read from the journal at a time.
 pub const JOURNAL_READ_ENTRIES_MAX: usize = 4096;
+/// Pages the embedded journal's write-ahead log may have before it is checkpointed.
+pub const JOURNAL_CHECKPOINT_PAGES: u32 = 4000;
+/// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
+pub const JOURNAL_WAL_BYTES_KEPT: u32 = 64 * 1024 * 1024;
 /// Shards of the state's key index; each grows on its own, so that no growth is felt.
 pub const KEY_INDEX_SHARDS: usize = 4096;
 /// Claims in one chunk of the state's claim table.
@@ -98,8 +102,35 @@ pub const TOKEN_CACHE_ENTRIES_MAX: usize = 4096;
 pub const TOKEN_CACHE_TTL: Duration = Duration::from_secs(60);
 /// Leeway between the clocks of token issuer and service.
 pub const TOKEN_LEEWAY_S: u64 = 30;
+/// Characters in the name of a platform or of a regulator's officer.
+pub const TOKEN_SUBJECT_CHARS_MAX: usize = 64;
+/// Bytes in a JWKS file.
+pub const JWKS_BYTES_MAX: usize = 1024 * 1024;
+/// Keys in a JWKS file.
+pub const JWKS_KEYS_MAX: usize = 64;
+/// Bits in an RSA key that signs tokens, at least and at most.
+pub const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
+/// How often the JWKS file is looked at.
+pub const JWKS_POLL: Duration = Duration::from_secs(1);
 /// Retailers whose rate is remembered before idle ones are dropped.
 pub const RATE_KEYS_MAX: usize = 100_000;
+
+// --- Keys and settings ---
+
+/// Bytes in a file that holds one key or secret.
+pub const KEY_FILE_BYTES_MAX: usize = 16 * 1024;
+/// Bytes in a hash key's secret, at least.
+pub const HASH_KEY_BYTES_MIN: usize = 32;
+/// Hash keys live at one time.
+pub const HASH_KEYS_MAX: usize = 4;
+/// Characters in the name of a hash key.
+pub const HASH_KEY_NAME_CHARS_MAX: usize = 8;
+/// Bytes in a configuration file.
+pub const CONFIG_BYTES_MAX: usize = 1024 * 1024;
+/// HTTP workers of one process.
+pub const WORKERS_MAX: u32 = 256;
+/// Requests per second that a rate limit may be set to.
+pub const RATE_PER_SECOND_MAX: u32 = 1_000_000;
 
 const _: () = assert!(BATCH_ITEMS_MAX <= WRITER_BATCH_COMMANDS_MAX);
 const _: () = assert!(WRITER_BATCH_COMMANDS_MAX <= QUEUE_COMMANDS_MAX);
@@ -108,6 +139,8 @@ const _: () = assert!(BODY_BYTES_MAX < BATCH_BODY_BYTES_MAX);
 const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);
 const _: () = assert!(SOLD_AT_BACK_MS < SOLD_AT_LATE_BACK_MS);
 const _: () = assert!(KEY_INDEX_SHARDS.is_power_of_two() && CLAIM_CHUNK.is_power_of_two());
+const _: () = assert!(TOKEN_BYTES_MAX < BODY_BYTES_MAX);
+const _: () = assert!(HASH_KEY_BYTES_MIN * 2 < KEY_FILE_BYTES_MAX);
 const _: () = assert!(BODY_BYTES_MAX * 4 < ENTRY_BYTES_MAX);
 // A budget in fen, and any sum of a hundred of them, fits into 64 bits.
 const _: () = assert!(BUDGET_YUAN_DIGITS_MAX <= 13);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::entry::{Balance, ClaimMade, ClaimMoved, Entry, Event, Hash, Key, ProgrammeFile};
+use super::entry::{Balance, ClaimMade, ClaimMoved, Entry, Event, FundOpened, Hash, Key, ProgrammeFile};
 use crate::claim::{
     AdjustReason, ClaimId, Device, FundId, Mode, ReturnReason, Sale, Status, Submitter,
 };
@@ -88,7 +88,7 @@ pub struct Draft {
     /// Hold or redeem.
     pub mode: Mode,
     /// What was sold.
-    pub sale: Sale,
+    pub sale: Arc<Sale>,
     /// Minutes a hold shall last; `None` for the default.
     pub hold_minutes: Option<u32>,
     /// What the till showed.
@@ -299,6 +299,20 @@ pub struct FundView {
     pub to: Day,
     /// Its money.
     pub balance: Balance,
+}
+
+impl FundView {
+    /// A fund as it stands when it is opened.
+    pub fn opened(opened: &FundOpened) -> Self {
+        Self {
+            fund_id: opened.fund_id.clone(),
+            programme: opened.programme.clone(),
+            region_code: opened.region_code,
+            from: opened.from,
+            to: opened.to,
+            balance: Balance { budget: opened.budget, ..Balance::default() },
+        }
+    }
 }
 
 /// Another programme that could pay.

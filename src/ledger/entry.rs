@@ -347,7 +347,7 @@ pub struct ClaimMade {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Arc<str>>,
     /// What was sold.
-    pub sale: Sale,
+    pub sale: Arc<Sale>,
     /// `held` or `redeemed`.
     pub status: Status,
     /// When the hold ends.

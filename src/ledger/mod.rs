@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use crate::programme::{ProgrammeHistory, ProgrammeSet};
-use crate::time::Timestamp;
 
 pub mod apply;
 pub mod command;
@@ -27,23 +26,4 @@ pub struct Published {
     pub activated_at: u64,
     /// Makes this journal's keys.
     pub keys: KeyRing,
-}
-
-/// Reads the time; the only clock of the service, given to whoever needs one.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Clock {
-    offset_ms: i64,
-}
-
-impl Clock {
-    /// A clock that runs `offset_ms` ahead of the machine's; for trying out year ends.
-    pub const fn ahead_by(offset_ms: i64) -> Self {
-        Self { offset_ms }
-    }
-
-    /// Now.
-    pub fn now(&self) -> Timestamp {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Timestamp::from_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)).plus_ms(self.offset_ms)
-    }
 }
