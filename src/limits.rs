@@ -54,6 +54,25 @@ pub const CANCEL_WINDOW_MS: i64 = 24 * 3_600_000;
 /// How long the key of a released or expired hold, or a spent key, is remembered.
 pub const KEY_RETENTION_MS: i64 = 30 * 86_400_000;
 
+// --- Programmes ---
+
+/// Programmes in one set.
+pub const PROGRAMMES_MAX: usize = 64;
+/// Bytes in the files of one set; they go into one journal entry together.
+pub const PROGRAMME_SET_BYTES_MAX: usize = 120 * 1024;
+/// Characters in a programme's id.
+pub const PROGRAMME_ID_CHARS_MAX: usize = 48;
+/// Characters in a category's id.
+pub const CATEGORY_CHARS_MAX: usize = 48;
+/// Categories, and regions, that one programme may list.
+pub const PROGRAMME_LIST_MAX: usize = 256;
+/// Characters in a title, a name or a clause.
+pub const PROGRAMME_PROSE_CHARS_MAX: usize = 200;
+/// Decimals of a rate; so few that rate times price is always exact.
+pub const RATE_DECIMALS_MAX: usize = 6;
+/// Longest hold that a programme may allow.
+pub const HOLD_DAYS_MAX: u16 = 60;
+
 // --- The ledger ---
 
 /// Commands waiting for the writer; one more is answered 503.
@@ -144,3 +163,6 @@ const _: () = assert!(HASH_KEY_BYTES_MIN * 2 < KEY_FILE_BYTES_MAX);
 const _: () = assert!(BODY_BYTES_MAX * 4 < ENTRY_BYTES_MAX);
 // A budget in fen, and any sum of a hundred of them, fits into 64 bits.
 const _: () = assert!(BUDGET_YUAN_DIGITS_MAX <= 13);
+// JSON writes no character of a programme file with more than two bytes for one (TOML has no control
+// characters but tab and line ends), so that a set fits into its entry with room for the rest.
+const _: () = assert!(PROGRAMME_SET_BYTES_MAX * 2 + 4096 <= ENTRY_BYTES_MAX);
