@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod limits;
 pub mod money;
 pub mod programme;
+pub mod programme_files;
 pub mod rules;
 pub mod secrets;
 pub mod shield;

@@ -166,8 +166,11 @@ impl Arguments {
 /// The programme files to apply: those of the configured directory, or the shipped ones.
 fn programme_files(config: &Config) -> Result<Vec<(String, String)>, Failed> {
     let dir = &config.programmes.dir;
-    let files =
-        if dir.as_os_str().is_empty() { programme::shipped() } else { programme_files::read_dir(dir).map_err(failed)? };
+    let files = if dir.as_os_str().is_empty() {
+        programme::shipped()
+    } else {
+        programme_files::read_dir(dir).map_err(failed)?
+    };
     ProgrammeSet::parse(&files).map_err(failed)?;
     Ok(files)
 }
@@ -205,7 +208,9 @@ fn quote(arguments: &Quote) -> Result<(), Failed> {
     let config = arguments.settings.load(Mode::Production)?;
     let set = ProgrammeSet::parse(&programme_files(&config)?).map_err(failed)?;
     let sold_at = match &arguments.at {
-        Some(text) => Timestamp::parse(text).ok_or_else(|| failed("--at: not an RFC 3339 time with an offset"))?,
+        Some(text) => {
+            Timestamp::parse(text).ok_or_else(|| failed("--at: not an RFC 3339 time with an offset"))?
+        }
         None => Clock::default().now(),
     };
     let price = Fen::parse_yuan(&arguments.price)

@@ -41,7 +41,10 @@ impl KeyRing {
 
     /// A request: an idempotency key within retailer and integrator (a platform's name, or empty).
     pub fn request(&self, retailer: &Uscc, platform: Option<&str>, idempotency_key: &str) -> Key {
-        self.key(1, &[retailer.as_str().as_bytes(), platform.unwrap_or("").as_bytes(), idempotency_key.as_bytes()])
+        self.key(
+            1,
+            &[retailer.as_str().as_bytes(), platform.unwrap_or("").as_bytes(), idempotency_key.as_bytes()],
+        )
     }
 
     /// A regulator's request: an idempotency key of one officer.

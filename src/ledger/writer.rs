@@ -16,7 +16,9 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::apply::{self, Answer, Decision};
-use super::command::{CancelOutcome, ClaimAt, ClaimView, Command, Failure, FundView, Outcome, Quoted, Stored};
+use super::command::{
+    CancelOutcome, ClaimAt, ClaimView, Command, Failure, FundView, Outcome, Quoted, Stored,
+};
 use super::entry::{Algorithm, Entry, Event, Hash, Key, VERSION};
 use super::state::{FoldError, State, Undo};
 use super::{KeyRing, Published};
@@ -291,7 +293,7 @@ fn published(state: &State) -> Published {
 enum Decided {
     /// The command's own entry, by its place among the fresh ones, or an answer that changes nothing.
     Entered(usize),
-    Answered(Answer),
+    Answered(Box<Answer>),
     Failed(Failure),
 }
 
@@ -484,7 +486,7 @@ impl Desk {
                     None => break,
                 },
                 Decision::Answer(answer) => return Ok(Decided::Answered(answer)),
-                Decision::Refuse(refusal) => return Ok(Decided::Failed(refusal.into())),
+                Decision::Refuse(refusal) => return Ok(Decided::Failed(Failure::Refused(refusal))),
                 Decision::TryAgain => break,
             }
         }
@@ -495,7 +497,7 @@ impl Desk {
     fn decide_asking(&self, command: &Command, now: Timestamp) -> Decided {
         match apply::decide(&self.state, command, now) {
             Decision::Answer(answer) => Decided::Answered(answer),
-            Decision::Refuse(refusal) => Decided::Failed(refusal.into()),
+            Decision::Refuse(refusal) => Decided::Failed(Failure::Refused(refusal)),
             _ => Decided::Failed(Failure::Unavailable),
         }
     }
@@ -503,13 +505,18 @@ impl Desk {
     /// Makes an entry of `event`, folds it and puts it with those to append.
     fn enter(&mut self, event: Event, now: Timestamp) -> Result<(), OpenError> {
         let head = self.state.head();
-        let entry =
-            Entry { v: VERSION, position: head.position + 1, alg: Algorithm::Sha256, prev: head.hash, at: now, event };
+        let entry = Entry {
+            v: VERSION,
+            position: head.position + 1,
+            alg: Algorithm::Sha256,
+            prev: head.hash,
+            at: now,
+            event,
+        };
         let mut bytes = Vec::with_capacity(1280);
-        entry.encode(&mut bytes).map_err(|cause| super::entry::Unreadable::Malformed {
-            position: entry.position,
-            cause,
-        })?;
+        entry
+            .encode(&mut bytes)
+            .map_err(|cause| super::entry::Unreadable::Malformed { position: entry.position, cause })?;
         let hash = Hash::of(&bytes);
         self.state.fold(&entry, hash, Some(&mut self.undo))?;
         self.rows.push(Row { position: entry.position, hash, entry: bytes.into() });
@@ -570,7 +577,8 @@ impl Desk {
     /// Folds what other processes have appended.
     fn catch_up(&mut self) -> Result<(), OpenError> {
         let mut news = Vec::new();
-        let caught_up = catch_up(&mut self.state, &mut *self.journal, &mut |stored| news.push(Arc::new(stored)));
+        let caught_up =
+            catch_up(&mut self.state, &mut *self.journal, &mut |stored| news.push(Arc::new(stored)));
         if !news.is_empty() {
             self.observer.appended(&news);
             self.publish();
@@ -616,14 +624,16 @@ impl Desk {
                 Some(stored) => Ok(self.entered(stored)),
                 None => Err(Failure::Unavailable),
             },
-            Decided::Answered(answer) => Ok(match answer {
+            Decided::Answered(answer) => Ok(match *answer {
                 Answer::Claim(position) => Outcome::Claim(at(position, true)),
                 Answer::Cancelled(position) => Outcome::Cancel(CancelOutcome::Cancelled(at(position, true))),
                 Answer::NothingToCancel(position) => {
                     Outcome::Cancel(CancelOutcome::NothingToCancel(at(position, true)))
                 }
                 Answer::KeySpent => Outcome::Cancel(CancelOutcome::KeySpent),
-                Answer::Quote(determination, refusal) => Outcome::Quote(Box::new(Quoted { determination, refusal })),
+                Answer::Quote(determination, refusal) => {
+                    Outcome::Quote(Box::new(Quoted { determination, refusal }))
+                }
                 Answer::Fund(fund) => Outcome::Fund(fund),
                 Answer::Funds(funds) => Outcome::Funds(funds),
                 Answer::FundReplay(position) => Outcome::FundReplay(position),
@@ -653,9 +663,9 @@ impl Desk {
                 None => Outcome::Done,
             },
             Event::FundSwitched { fund_id, .. } => fund(fund_id).map_or(Outcome::Done, Outcome::Fund),
-            Event::JournalOpened { .. } | Event::HashKeyIntroduced { .. } | Event::ProgrammesActivated { .. } => {
-                Outcome::Done
-            }
+            Event::JournalOpened { .. }
+            | Event::HashKeyIntroduced { .. }
+            | Event::ProgrammesActivated { .. } => Outcome::Done,
         }
     }
 }
