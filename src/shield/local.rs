@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::Either;
 use governor::clock::{Clock, DefaultClock};
-use governor::middleware::StateInformationMiddleware;
+use governor::middleware::{NoOpMiddleware, StateInformationMiddleware};
 use governor::state::keyed::DefaultKeyedStateStore;
 use governor::{Quota, RateLimiter};
 
@@ -81,7 +81,11 @@ impl Class {
         let rate = NonZeroU32::new(limit.per_second).unwrap_or(NonZeroU32::MIN);
         let burst = NonZeroU32::new(limit.burst).unwrap_or(NonZeroU32::MIN);
         let quota = Quota::per_second(rate).allow_burst(burst);
-        let counters = RateLimiter::new(quota, DefaultKeyedStateStore::default(), clock.clone());
+        let counters = RateLimiter::<_, _, _, NoOpMiddleware<_>>::new(
+            quota,
+            DefaultKeyedStateStore::default(),
+            clock.clone(),
+        );
         Self { limit, counters: counters.with_middleware(), since_look: AtomicU32::new(0) }
     }
 
