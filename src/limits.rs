@@ -151,6 +151,8 @@ pub const JWKS_KEYS_MAX: usize = 64;
 pub const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 /// How often the JWKS file is looked at.
 pub const JWKS_POLL: Duration = Duration::from_secs(1);
+/// How long the tokens that `--dev` prints are valid.
+pub const DEV_TOKEN_TTL_S: u64 = 12 * 3600;
 /// Retailers whose rate is remembered before idle ones are dropped.
 pub const RATE_KEYS_MAX: usize = 100_000;
 

@@ -286,6 +286,7 @@ fn published(state: &State) -> Published {
         history: Arc::clone(state.programmes()),
         activated_at: state.activated_at(),
         keys: KeyRing::new(state.journal_id().unwrap_or(Key::new([0; 16]))),
+        hash_keys: state.hash_keys().clone(),
     }
 }
 
@@ -554,7 +555,10 @@ impl Desk {
         if !self.fresh.is_empty() {
             self.observer.appended(&self.fresh);
             let activated = |stored: &Arc<Stored>| {
-                matches!(stored.entry.event, Event::ProgrammesActivated { .. } | Event::JournalOpened { .. })
+                matches!(
+                    stored.entry.event,
+                    Event::ProgrammesActivated { .. } | Event::JournalOpened { .. } | Event::HashKeyIntroduced { .. }
+                )
             };
             if self.fresh.iter().any(activated) {
                 self.publish();
