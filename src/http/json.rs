@@ -74,7 +74,7 @@ impl From<IdFault> for Wrong {
     }
 }
 
-const REQUIRED: Wrong = Wrong::new("required", "This member is required.", "此项必填。");
+pub(super) const REQUIRED: Wrong = Wrong::new("required", "This member is required.", "此项必填。");
 const UNKNOWN: Wrong = Wrong::new("unknown-member", "There is no member of this name.", "不存在此项。");
 const REPEATED: Wrong =
     Wrong::new("duplicate-member", "This member stands here more than once.", "此项重复出现。");

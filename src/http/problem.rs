@@ -7,11 +7,22 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::rc::Rc;
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::json::{Fault, Wrong};
+use super::wire;
+use crate::auth::Unauthenticated;
+use crate::book::BookError;
+use crate::journal::JournalError;
+use crate::ledger::command::Alternative;
+use crate::ledger::{Failure, Refusal};
+use crate::programme::{Basis, Parameter, Programme, Reference};
+use crate::rules::Refused;
+use crate::shield::Admission;
 
 /// The languages errors are told in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -386,29 +397,51 @@ struct Parts {
     alternatives: Option<Vec<AlternativeBody>>,
     determination: Option<Box<RawValue>>,
     retry_after_s: Option<u32>,
-    allow: Option<&'static str>,
+    allow: Option<Rc<str>>,
     challenge: Option<&'static str>,
     cause: Option<String>,
 }
 
 /// The clause that a refusal by policy rests on.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
 pub struct Clause {
     /// The programme.
+    #[schema(example = "zj-ai-25")]
     pub programme: String,
     /// Where it says so.
+    #[schema(example = "measure 25")]
     pub article: String,
     /// `text` of the law, `notice` or administrative `choice`.
+    #[schema(example = "text")]
     pub basis: &'static str,
 }
 
+impl Clause {
+    fn new(programme: &Programme, reference: &Reference) -> Self {
+        Self {
+            programme: programme.id.to_string(),
+            article: reference.clause.to_string(),
+            basis: reference.basis.name(),
+        }
+    }
+}
+
 /// Another programme that could pay.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, ToSchema)]
+#[schema(as = Alternative)]
 pub struct AlternativeBody {
     /// The programme.
+    #[schema(example = "national-digital-2026")]
     pub programme: String,
     /// What it would pay, in yuan.
+    #[schema(example = "500.00")]
     pub subsidy: String,
+}
+
+impl From<Alternative> for AlternativeBody {
+    fn from(alternative: Alternative) -> Self {
+        Self { programme: alternative.programme.to_string(), subsidy: alternative.subsidy.to_string() }
+    }
 }
 
 impl Problem {
@@ -476,7 +509,7 @@ impl Problem {
     }
 
     /// The same with the methods that are allowed.
-    pub fn with_allow(mut self, methods: &'static str) -> Self {
+    pub fn with_allow(mut self, methods: Rc<str>) -> Self {
         self.0.allow = Some(methods);
         self
     }
@@ -509,8 +542,8 @@ impl Problem {
     }
 
     /// The value of `Allow`.
-    pub fn allow(&self) -> Option<&'static str> {
-        self.0.allow
+    pub fn allow(&self) -> Option<&str> {
+        self.0.allow.as_deref()
     }
 
     /// The value of `WWW-Authenticate`.
@@ -569,26 +602,179 @@ impl From<Vec<Fault>> for Problem {
     }
 }
 
+// --- Conversions: nowhere else does an error become a problem ---
+
+impl From<Failure> for Problem {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Refused(refusal) => (*refusal).into(),
+            Failure::Overloaded => Code::Overloaded.into(),
+            Failure::Unavailable => Code::LedgerUnavailable.into(),
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        let code = match &refusal {
+            Refusal::IdempotencyKeyReused => Code::IdempotencyKeyReused,
+            Refusal::CancelledBeforeArrival => Code::CancelledBeforeArrival,
+            Refusal::Cancelled => Code::Cancelled,
+            Refusal::ClaimNotFound => Code::ClaimNotFound,
+            Refusal::FundNotFound => Code::FundNotFound,
+            Refusal::ClaimStateConflict { .. } => Code::ClaimStateConflict,
+            Refusal::DeviceRequired => Code::DeviceRequired,
+            Refusal::Policy(Refused::CategoryNotEligible(_)) => Code::CategoryNotEligible,
+            Refusal::Policy(Refused::ProgrammeNotApplicable(_)) => Code::ProgrammeNotApplicable,
+            Refusal::Policy(Refused::RegionNotCovered(_)) => Code::RegionNotCovered,
+            Refusal::Policy(Refused::NotInForce(_)) => Code::NotInForce,
+            Refusal::Policy(Refused::PriceNotEligible(_)) => Code::PriceNotEligible,
+            Refusal::Policy(Refused::ConditionNotMet(_)) => Code::ConditionNotMet,
+            Refusal::SoldAtOutOfRange => Code::SoldAtOutOfRange,
+            Refusal::ReceivedElsewhere => Code::ReceivedElsewhere,
+            Refusal::OrderLineAlreadyClaimed => Code::OrderLineAlreadyClaimed,
+            Refusal::DeviceAlreadySubsidised => Code::DeviceAlreadySubsidised,
+            Refusal::TradeInAlreadyUsed => Code::TradeInAlreadyUsed,
+            Refusal::ConsumerLimitReached { .. } => Code::ConsumerLimitReached,
+            Refusal::FundNotOpen { .. } => Code::FundNotOpen,
+            Refusal::FundFrozen { .. } => Code::FundFrozen,
+            Refusal::FundExhausted { .. } => Code::FundExhausted,
+            Refusal::SubsidyDiffers { .. } => Code::SubsidyDiffers,
+            Refusal::ProgrammeUnknown => Code::ProgrammeNotApplicable,
+            Refusal::FundRegionNotCovered => Code::RegionNotCovered,
+            Refusal::FundExists => Code::FundExists,
+            Refusal::FundOverlaps => Code::FundOverlaps,
+            Refusal::FundBelowUsage => Code::FundBelowUsage,
+            // No call asks for these.
+            Refusal::ActivationRefused(_) | Refusal::HashKeyDiffers => Code::InternalError,
+        };
+        let problem = Self::new(code);
+        match refusal {
+            Refusal::Policy(refused) => match refused.cited() {
+                Some(cited) => problem.with_clause(Clause::new(&cited.programme, &cited.reference)),
+                None => problem,
+            },
+            Refusal::ClaimStateConflict { status } => problem.with_detail(Text {
+                en: format!("The claim is {}; that, or what it was made with, does not allow this.", status.name()).into(),
+                zh: format!("申领状态为{}，该状态或原有内容不允许此操作。", status.name()).into(),
+            }),
+            Refusal::ConsumerLimitReached { programme, limit } => problem.with_limit(&programme, limit),
+            Refusal::FundNotOpen { alternatives }
+            | Refusal::FundFrozen { alternatives }
+            | Refusal::FundExhausted { alternatives } => {
+                problem.with_alternatives(alternatives.into_iter().map(Into::into).collect())
+            }
+            Refusal::SubsidyDiffers { determination } => {
+                match serde_json::value::to_raw_value(&wire::Determination::new(&determination)) {
+                    Ok(determination) => problem.with_determination(determination),
+                    Err(error) => Self::internal(error),
+                }
+            }
+            Refusal::ActivationRefused(cause) => problem.caused_by(cause),
+            _ => problem,
+        }
+    }
+}
+
+impl Problem {
+    /// The limit that a person has reached, with its source. Where it is an administrative choice the
+    /// text says so.
+    fn with_limit(self, programme: &Programme, limit: u16) -> Self {
+        let own = programme.categories.iter().filter_map(|listed| listed.person_limit.as_ref());
+        let mut rules = std::iter::once(&programme.person_limit).chain(own);
+        let rule: &Parameter<u16> = rules.find(|rule| rule.value == limit).unwrap_or(&programme.person_limit);
+        let (choice, choice_zh) = match rule.reference.basis {
+            Basis::Choice => (
+                " The limit is an administrative choice, not the text of the law.",
+                "该上限系行政裁量规定，并非法规原文。",
+            ),
+            Basis::Text | Basis::Notice => ("", ""),
+        };
+        self.with_clause(Clause::new(programme, &rule.reference)).with_detail(Text {
+            en: format!(
+                "This consumer has had {limit} of {limit} subsidised items of this category in the calendar year of the sale, counted over all programmes.{choice}"
+            )
+            .into(),
+            zh: format!("该消费者在销售所在自然年度内该品类享受补贴已达{limit}件的上限（各项政策合并计算）。{choice_zh}").into(),
+        })
+    }
+}
+
+impl From<Unauthenticated> for Problem {
+    fn from(why: Unauthenticated) -> Self {
+        let challenge = match why {
+            Unauthenticated::NoToken => "Bearer realm=\"subsidy-pos\"",
+            _ => "Bearer realm=\"subsidy-pos\", error=\"invalid_token\"",
+        };
+        Self::new(Code::Unauthenticated).with_challenge(challenge).caused_by(why)
+    }
+}
+
+/// What the shield said of a request that it does not let on.
+impl From<Admission> for Problem {
+    fn from(admission: Admission) -> Self {
+        Self::new(Code::RateLimited).retry_after(admission.retry_after_s)
+    }
+}
+
+impl From<JournalError> for Problem {
+    fn from(error: JournalError) -> Self {
+        Self::new(Code::LedgerUnavailable).caused_by(error)
+    }
+}
+
+impl From<BookError> for Problem {
+    fn from(error: BookError) -> Self {
+        const TOO_BROAD: Wrong = Wrong::new(
+            "too-broad",
+            "This asks for too much at once: name fewer days, or group by less.",
+            "查询范围过大，请缩短日期范围或减少分组。",
+        );
+        match error {
+            BookError::TooSlow | BookError::TooManyRows => Self::fault("/query", TOO_BROAD),
+            BookError::Overloaded => Code::Overloaded.into(),
+            BookError::Unavailable(cause) => Self::new(Code::LedgerUnavailable).caused_by(cause),
+        }
+    }
+}
+
 /// A problem as `application/problem+json` (RFC 9457).
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
 pub struct ProblemBody<'p> {
     /// The page that explains it.
     #[serde(rename = "type")]
+    #[schema(value_type = String, example = "/problems/fund-exhausted")]
     kind: Kind,
+    /// What it is called, in the language of `Accept-Language`.
     title: &'p str,
+    /// The HTTP status.
     status: u16,
+    /// What it means here, in the same language.
     detail: &'p str,
+    /// Its stable name.
+    #[schema(example = "fund-exhausted")]
     code: &'static str,
+    /// Names this request; `X-Request-Id` says the same.
     request_id: &'p str,
+    /// Every fault of the request, 32 at most; with `invalid-request` only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FaultBody<'p>>,
+    /// What a refusal by policy rests on.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     clause: Option<&'p Clause>,
+    /// What can be done about it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     remedy: Option<&'p str>,
+    /// What else could pay, where a fund cannot.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<AlternativeBody>>, nullable = false)]
     alternatives: Option<&'p [AlternativeBody]>,
+    /// What is right, with `subsidy-differs` only.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<wire::Determination>, nullable = false)]
     determination: Option<&'p RawValue>,
 }
 
@@ -602,10 +788,17 @@ impl Serialize for Kind {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// One fault of a request.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Fault)]
 struct FaultBody<'p> {
+    /// Where: an RFC 6901 pointer into the body, `/query/<name>` or `/header/<name>`.
+    #[schema(example = "/device/sn")]
     pointer: &'p str,
+    /// Its stable name.
+    #[schema(example = "required")]
     code: &'static str,
+    /// What is wrong, in the language of `Accept-Language`.
     detail: &'p str,
 }
 
