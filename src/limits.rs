@@ -184,6 +184,10 @@ const _: () = assert!(KEY_INDEX_SHARDS.is_power_of_two() && CLAIM_CHUNK.is_power
 const _: () = assert!(TOKEN_BYTES_MAX < BODY_BYTES_MAX);
 const _: () = assert!(HASH_KEY_BYTES_MIN * 2 < KEY_FILE_BYTES_MAX);
 const _: () = assert!(BODY_BYTES_MAX * 4 < ENTRY_BYTES_MAX);
+const _: () = assert!(WRITER_BATCH_COMMANDS_MAX + WRITER_BATCH_EXPIRIES_MAX <= BOOK_INBOX_ENTRIES_MAX / 2);
+const _: () = assert!(BOOK_INBOX_ENTRIES_MAX <= BOOK_BATCH_ENTRIES_MAX);
+const _: () = assert!(BOOK_QUERIES_RUNNING_MAX <= BOOK_QUERIES_MAX);
+const _: () = assert!(BOOK_PACE.as_millis() < BOOK_WAIT.as_millis());
 // A budget in fen, and any sum of a hundred of them, fits into 64 bits.
 const _: () = assert!(BUDGET_YUAN_DIGITS_MAX <= 13);
 // JSON writes no character of a programme file with more than two bytes for one (TOML has no control
