@@ -677,7 +677,7 @@ impl Desk {
                     Outcome::Quote(Box::new(Quoted { determination, refusal }))
                 }
                 Answer::Fund(fund) => Outcome::Fund(fund),
-                Answer::Funds(funds) => Outcome::Funds(funds),
+                Answer::Funds(funds, position) => Outcome::Funds { funds, position },
                 Answer::FundReplay(position) => Outcome::FundReplay(position),
                 Answer::Done => Outcome::Done,
                 Answer::Digest => {
