@@ -221,7 +221,7 @@ pub enum ReturnReason {
 }
 
 /// Why a fund's budget changes; coded.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AdjustReason {
     /// A further instalment from the treasury.

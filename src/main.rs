@@ -1,2 +1,20 @@
-//! subsidy-pos
-fn main() {}
+//! The command line: arguments, configuration, wiring, run.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod cli;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match cli::Arguments::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("subsidy-pos: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}

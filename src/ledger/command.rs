@@ -4,10 +4,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::entry::{Balance, ClaimMade, ClaimMoved, Entry, Event, Hash, Key, ProgrammeFile};
-use crate::claim::{
-    AdjustReason, ClaimId, Device, FundId, Mode, ReturnReason, Sale, Status, Submitter,
-};
+use super::entry::{Balance, ClaimMade, ClaimMoved, Entry, Event, FundOpened, Hash, Key, ProgrammeFile};
+use crate::claim::{AdjustReason, ClaimId, Device, FundId, Mode, ReturnReason, Sale, Status, Submitter};
 use crate::identity::{Reference, RegionCode};
 use crate::money::Fen;
 use crate::programme::{Programme, ProgrammeId};
@@ -88,7 +86,7 @@ pub struct Draft {
     /// Hold or redeem.
     pub mode: Mode,
     /// What was sold.
-    pub sale: Sale,
+    pub sale: Arc<Sale>,
     /// Minutes a hold shall last; `None` for the default.
     pub hold_minutes: Option<u32>,
     /// What the till showed.
@@ -238,8 +236,13 @@ pub enum Outcome {
     Quote(Box<Quoted>),
     /// A fund.
     Fund(FundView),
-    /// Funds, by id.
-    Funds(Vec<FundView>),
+    /// Funds, by id, as of a position.
+    Funds {
+        /// The funds.
+        funds: Vec<FundView>,
+        /// The position.
+        position: u64,
+    },
     /// A fund request answered again; render it from the entry at this position.
     FundReplay(u64),
     /// Done, and there is nothing to say.
@@ -299,6 +302,20 @@ pub struct FundView {
     pub to: Day,
     /// Its money.
     pub balance: Balance,
+}
+
+impl FundView {
+    /// A fund as it stands when it is opened.
+    pub fn opened(opened: &FundOpened) -> Self {
+        Self {
+            fund_id: opened.fund_id.clone(),
+            programme: opened.programme.clone(),
+            region_code: opened.region_code,
+            from: opened.from,
+            to: opened.to,
+            balance: Balance { budget: opened.budget, ..Balance::default() },
+        }
+    }
 }
 
 /// Another programme that could pay.
@@ -421,12 +438,8 @@ impl ClaimView {
         let (first, rest) = entries.split_first()?;
         let Event::ClaimMade(made) = &first.entry.event else { return None };
         let at = |stored: &Stored| (stored.entry.position, stored.entry.at, stored.hash);
-        let mut view = Self {
-            made: Arc::clone(made),
-            made_at: first.entry.at,
-            moves: SmallVec::new(),
-            last: at(first),
-        };
+        let mut view =
+            Self { made: Arc::clone(made), made_at: first.entry.at, moves: SmallVec::new(), last: at(first) };
         for stored in rest {
             match &stored.entry.event {
                 Event::ClaimMoved(moved) if moved.claim_id == made.claim_id && moved.prior == view.last.0 => {
@@ -476,6 +489,10 @@ impl ClaimView {
 
     /// The invoice.
     pub fn invoice_no(&self) -> Option<&Reference> {
-        self.moves.iter().rev().find_map(|moved| moved.invoice_no.as_ref()).or(self.made.sale.invoice_no.as_ref())
+        self.moves.iter().rev().find_map(|moved| moved.invoice_no.as_ref()).or(self
+            .made
+            .sale
+            .invoice_no
+            .as_ref())
     }
 }

@@ -175,9 +175,9 @@ pub enum Event {
         files: Vec<ProgrammeFile>,
     },
     /// Money was set aside.
-    FundOpened(FundOpened),
+    FundOpened(Box<FundOpened>),
     /// A fund's budget changed.
-    FundAdjusted(FundAdjusted),
+    FundAdjusted(Box<FundAdjusted>),
     /// New claims on a fund were stopped, or allowed again.
     FundSwitched {
         /// Which fund.
@@ -347,7 +347,7 @@ pub struct ClaimMade {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Arc<str>>,
     /// What was sold.
-    pub sale: Sale,
+    pub sale: Arc<Sale>,
     /// `held` or `redeemed`.
     pub status: Status,
     /// When the hold ends.

@@ -1,9 +1,9 @@
 //! The ledger: commands go in, durable decisions come out.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::programme::{ProgrammeHistory, ProgrammeSet};
-use crate::time::Timestamp;
 
 pub mod apply;
 pub mod command;
@@ -11,6 +11,11 @@ pub mod entry;
 pub mod keys;
 pub mod state;
 pub mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use entry::ProgrammeFile;
 
 pub use command::{ClaimAt, ClaimView, Command, Failure, Outcome, Refusal, Stored};
 pub use keys::KeyRing;
@@ -27,23 +32,16 @@ pub struct Published {
     pub activated_at: u64,
     /// Makes this journal's keys.
     pub keys: KeyRing,
+    /// The hash keys in use, with their check values.
+    pub hash_keys: BTreeMap<Arc<str>, Arc<str>>,
 }
 
-/// Reads the time; the only clock of the service, given to whoever needs one.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Clock {
-    offset_ms: i64,
-}
-
-impl Clock {
-    /// A clock that runs `offset_ms` ahead of the machine's; for trying out year ends.
-    pub const fn ahead_by(offset_ms: i64) -> Self {
-        Self { offset_ms }
-    }
-
-    /// Now.
-    pub fn now(&self) -> Timestamp {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Timestamp::from_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)).plus_ms(self.offset_ms)
+impl Published {
+    /// Whether `files` are not the programmes that apply.
+    pub fn is_other_than(&self, files: &[ProgrammeFile]) -> bool {
+        match state::activating(&self.history, files) {
+            Ok(history) => history.current() != &self.programmes,
+            Err(_) => true,
+        }
     }
 }

@@ -1,0 +1,233 @@
+//! The embedded journal: one append-only table in a SQLite file that one process owns.
+
+use std::cell::RefCell;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
+
+use super::{Head, Journal, JournalError, Reader, Row};
+use crate::ledger::entry::Hash;
+use crate::limits;
+
+/// The name of the journal's file in the data directory.
+pub const FILE: &str = "journal.db";
+const LOCK_FILE: &str = "journal.lock";
+
+/// The writer's side. While it lives no other process can open the same data directory for writing.
+#[derive(Debug)]
+pub struct SqliteJournal {
+    path: PathBuf,
+    connection: Connection,
+    /// Held for as long as the journal is open.
+    _lock: File,
+}
+
+impl SqliteJournal {
+    /// Opens the journal in `directory`, creating it where there is none.
+    pub fn open(directory: &Path) -> Result<Self, JournalError> {
+        let lock = lock(&directory.join(LOCK_FILE))?;
+        let path = directory.join(FILE);
+        let connection = connect(&path)?;
+        Ok(Self { path, connection, _lock: lock })
+    }
+}
+
+fn lock(path: &Path) -> Result<File, JournalError> {
+    let unusable = |error: std::io::Error| JournalError::Unusable(format!("{}: {error}", path.display()));
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(unusable)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(JournalError::Unusable(format!(
+            "another process has it open ({} is locked); stop that one, or give this one its own data directory",
+            path.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(unusable(error)),
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection, JournalError> {
+    let unusable = |error: rusqlite::Error| JournalError::Unusable(format!("{}: {error}", path.display()));
+    let connection = Connection::open(path).map_err(unusable)?;
+    prepare(&connection).map_err(unusable)?;
+    let synchronous: i64 =
+        connection.query_row("PRAGMA synchronous", [], |row| row.get(0)).map_err(unusable)?;
+    // 2 is FULL: every commit is synced before it returns.
+    if synchronous != 2 {
+        return Err(JournalError::Unusable(format!(
+            "{}: synchronous is {synchronous}, not FULL",
+            path.display()
+        )));
+    }
+    Ok(connection)
+}
+
+fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "wal_autocheckpoint", limits::JOURNAL_CHECKPOINT_PAGES)?;
+    connection.pragma_update(None, "journal_size_limit", limits::JOURNAL_WAL_BYTES_KEPT)?;
+    // The hash is checked by whoever reads, so the column order is all there is to know.
+    connection.execute_batch(
+        "CREATE TABLE IF NOT EXISTS journal (
+             position INTEGER PRIMARY KEY,
+             hash     BLOB NOT NULL,
+             entry    TEXT NOT NULL
+         ) STRICT",
+    )
+}
+
+/// A failed statement: it is not known what became of it.
+fn unknown(error: rusqlite::Error) -> JournalError {
+    JournalError::Unknown(error.to_string())
+}
+
+fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+    let position = row.get::<_, i64>(0)?;
+    let hash = row.get_ref(1)?.as_blob()?;
+    let entry = row.get_ref(2)?.as_bytes()?;
+    Ok(Row {
+        position: position.unsigned_abs(),
+        // A hash of another length is as wrong as another hash, and is found by whoever checks it.
+        hash: Hash::from_slice(hash).unwrap_or(Hash::ZERO),
+        entry: Arc::from(entry),
+    })
+}
+
+fn read(connection: &Connection, after: u64, limit: usize) -> rusqlite::Result<Vec<Row>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT position, hash, entry FROM journal WHERE position > ?1 ORDER BY position LIMIT ?2",
+    )?;
+    statement.query_map((signed(after), signed(limit as u64)), row)?.collect()
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+impl Journal for SqliteJournal {
+    fn head(&mut self) -> Result<Head, JournalError> {
+        let last = self
+            .connection
+            .prepare_cached("SELECT position, hash, '' FROM journal ORDER BY position DESC LIMIT 1")
+            .and_then(|mut statement| statement.query_row([], row).optional())
+            .map_err(unknown)?;
+        Ok(last.map_or(Head::EMPTY, |row| Head { position: row.position, hash: row.hash }))
+    }
+
+    fn append(&mut self, expected: Head, rows: &[Row]) -> Result<(), JournalError> {
+        // The lock file keeps other writers out; this keeps out a hand that edits the file.
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unknown)?;
+        {
+            let mut last = transaction
+                .prepare_cached("SELECT position, hash FROM journal ORDER BY position DESC LIMIT 1")
+                .map_err(unknown)?;
+            let head = last
+                .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 32]>(1)?)))
+                .optional()
+                .map_err(unknown)?;
+            let (position, hash) = head.unwrap_or((0, *Hash::ZERO.bytes()));
+            if (position, &hash) != (signed(expected.position), expected.hash.bytes()) {
+                return Err(JournalError::Moved);
+            }
+            let mut insert = transaction
+                .prepare_cached("INSERT INTO journal (position, hash, entry) VALUES (?1, ?2, ?3)")
+                .map_err(unknown)?;
+            for row in rows {
+                let entry = std::str::from_utf8(&row.entry)
+                    .map_err(|error| JournalError::Unusable(error.to_string()))?;
+                insert.execute((signed(row.position), row.hash.bytes(), entry)).map_err(unknown)?;
+            }
+        }
+        transaction.commit().map_err(unknown)
+    }
+
+    fn read(&mut self, after: u64, limit: usize) -> Result<Vec<Row>, JournalError> {
+        read(&self.connection, after, limit).map_err(unknown)
+    }
+
+    fn reopen(&mut self) -> Result<(), JournalError> {
+        self.connection = connect(&self.path)?;
+        Ok(())
+    }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
+}
+
+/// The readers' side. Every thread that reads keeps a connection of its own, which cannot write.
+#[derive(Debug)]
+pub struct SqliteReader {
+    path: PathBuf,
+    number: u64,
+}
+
+thread_local! {
+    /// This thread's connection and the number of the reader that it belongs to.
+    static CONNECTION: RefCell<Option<(u64, Connection)>> = const { RefCell::new(None) };
+}
+
+static READERS: AtomicU64 = AtomicU64::new(0);
+
+impl SqliteReader {
+    /// A reader of the journal in `directory`, which must exist.
+    pub fn new(directory: &Path) -> Result<Self, JournalError> {
+        let reader = Self { path: directory.join(FILE), number: READERS.fetch_add(1, Ordering::Relaxed) };
+        reader.with(|_| Ok(()))?;
+        Ok(reader)
+    }
+
+    /// At most `limit` rows after position `after`, in order.
+    pub fn read_after(&self, after: u64, limit: usize) -> Result<Vec<Row>, JournalError> {
+        self.with(|connection| read(connection, after, limit))
+    }
+
+    fn with<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, JournalError> {
+        CONNECTION.with_borrow_mut(|slot| {
+            let connection = match slot {
+                Some((number, connection)) if *number == self.number => connection,
+                _ => &mut slot.insert((self.number, self.connect()?)).1,
+            };
+            let result = query(connection).map_err(unknown);
+            if result.is_err() {
+                *slot = None;
+            }
+            result
+        })
+    }
+
+    fn connect(&self) -> Result<Connection, JournalError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        Connection::open_with_flags(&self.path, flags)
+            .and_then(|connection| {
+                connection.pragma_update(None, "query_only", true)?;
+                // Only the writer checkpoints.
+                connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+                connection.busy_timeout(std::time::Duration::from_secs(5))?;
+                Ok(connection)
+            })
+            .map_err(|error| JournalError::Unusable(format!("{}: {error}", self.path.display())))
+    }
+}
+
+impl Reader for SqliteReader {
+    // A row is read in microseconds, mostly from memory: handing it to another thread costs more.
+    fn rows<'a>(&'a self, positions: &'a [u64]) -> BoxFuture<'a, Result<Vec<Row>, JournalError>> {
+        let rows = self.with(|connection| {
+            let mut statement =
+                connection.prepare_cached("SELECT position, hash, entry FROM journal WHERE position = ?1")?;
+            positions.iter().map(|position| statement.query_row([signed(*position)], row)).collect()
+        });
+        std::future::ready(rows).boxed()
+    }
+
+    fn after(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Row>, JournalError>> {
+        std::future::ready(self.read_after(after, limit)).boxed()
+    }
+}
