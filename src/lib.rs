@@ -1,8 +1,10 @@
 //! subsidy-pos decides, holds, redeems and takes back trade-in subsidies at the point of sale.
 pub mod auth;
+pub mod book;
 pub mod claim;
 pub mod clock;
 pub mod config;
+pub mod heads;
 pub mod identity;
 pub mod journal;
 pub mod ledger;
@@ -14,3 +16,4 @@ pub mod rules;
 pub mod secrets;
 pub mod telemetry;
 pub mod time;
+pub mod verify;
