@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use subsidy_pos::http::json;
+use subsidy_pos::http::prepare::ClaimBody;
 use subsidy_pos::time::Timestamp;
 
 /// A claim's body, its form checked and nothing else.
@@ -61,6 +63,5 @@ pub struct DeviceBody<'a> {
 
 /// Whether the service would read this as a claim.
 pub fn read_as_the_service_does(body: &[u8], now: Timestamp) -> bool {
-    let _ = now;
-    serde_json::from_slice::<SaleBody<'_>>(body).is_ok()
+    json::body(body, |reader| ClaimBody::read(reader, now.day())).is_ok()
 }

@@ -75,7 +75,9 @@ impl BookWatch {
 impl Positions {
     fn read(metrics: &str) -> Option<Self> {
         let value = |name: &str| {
-            let line = metrics.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
+            let line = metrics
+                .lines()
+                .find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
             line.rsplit(' ').next()?.parse().ok()
         };
         Some(Self {

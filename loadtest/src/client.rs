@@ -39,7 +39,9 @@ impl Answer<'_> {
 
     /// Whether a header line is there, written as the service writes it.
     pub fn has(&self, line: &str) -> bool {
-        self.head.split(|byte| *byte == b'\n').any(|found| found.trim_ascii().eq_ignore_ascii_case(line.as_bytes()))
+        self.head
+            .split(|byte| *byte == b'\n')
+            .any(|found| found.trim_ascii().eq_ignore_ascii_case(line.as_bytes()))
     }
 }
 
@@ -76,7 +78,8 @@ impl Connection {
         if filled > end {
             bail!("{} bytes after the end of an answer", filled - end);
         }
-        let (head, body) = self.buffer.get(..end).unwrap_or_default().split_at_checked(head).unwrap_or_default();
+        let (head, body) =
+            self.buffer.get(..end).unwrap_or_default().split_at_checked(head).unwrap_or_default();
         Ok(Answer { status, head, body })
     }
 
@@ -95,8 +98,10 @@ impl Connection {
 /// Status and length of the body.
 fn read_head(head: &[u8]) -> Result<(u16, usize)> {
     let wrong = || format!("an answer that begins {:?}", String::from_utf8_lossy(head));
-    let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok().and_then(|text| text.trim().parse::<usize>().ok());
-    let status = head.strip_prefix(b"HTTP/1.1 ").and_then(|rest| number(rest.get(..3)?)).with_context(wrong)?;
+    let number =
+        |bytes: &[u8]| std::str::from_utf8(bytes).ok().and_then(|text| text.trim().parse::<usize>().ok());
+    let status =
+        head.strip_prefix(b"HTTP/1.1 ").and_then(|rest| number(rest.get(..3)?)).with_context(wrong)?;
     const LENGTH: &[u8] = b"\r\ncontent-length:";
     let length = memmem::find(head, LENGTH).or_else(|| memmem::find(&head.to_ascii_lowercase(), LENGTH));
     let length = length

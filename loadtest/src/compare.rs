@@ -89,7 +89,12 @@ struct Field {
 }
 
 impl Field {
-    fn set_up(workplace: &Workplace, binary: &Path, generator: Generator, missing: &mut Vec<String>) -> Result<Self> {
+    fn set_up(
+        workplace: &Workplace,
+        binary: &Path,
+        generator: Generator,
+        missing: &mut Vec<String>,
+    ) -> Result<Self> {
         let data = workplace.directory("embedded")?;
         let mut embedded = Service::start("embedded", binary, &data, workplace, &[], Vec::new())?;
         let answer_bytes = embedded.answer_bytes()?;
@@ -97,7 +102,8 @@ impl Field {
         let ceiling_serde = subject::start_ceiling(workplace, &data, answer_bytes, Parse::Serde)?;
         let tokens = embedded.tokens().clone();
         let mut left_out = |what: &str, error: anyhow::Error| missing.push(format!("{what}: {error:#}"));
-        let databases = Databases::start(workplace).map_err(|error| left_out("PostgreSQL and Redis", error)).ok();
+        let databases =
+            Databases::start(workplace).map_err(|error| left_out("PostgreSQL and Redis", error)).ok();
         let (mut shared, mut plain) = (None, None);
         if let Some(databases) = &databases {
             shared = start_shared(workplace, binary, databases)
@@ -189,6 +195,9 @@ struct PacedSummary {
     /// Requests planned a second.
     rate: u64,
     seconds: u64,
+    /// Requests sent, and claims made by them.
+    requests: u64,
+    claims: u64,
     latency: Latency,
     overloaded: u64,
 }
@@ -265,8 +274,13 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path) -> Result<()
     println!("{text}");
     report::write(out, "comparison.txt", &format!("{}\n\n{text}", report.machine.text()))?;
     report::write(out, "comparison.json", &serde_json::to_string_pretty(&report)?)?;
-    let lines: Vec<(String, &Histogram<u64>)> = lines.iter().map(|(name, line)| (name.clone(), line)).collect();
-    report::write(out, "latency.svg", &chart::latency("Claims at half of the service's own peak, open loop", &lines))
+    let lines: Vec<(String, &Histogram<u64>)> =
+        lines.iter().map(|(name, line)| (name.clone(), line)).collect();
+    report::write(
+        out,
+        "latency.svg",
+        &chart::latency("Claims at half of the service's own peak, open loop", &lines),
+    )
 }
 
 fn rounds(field: &mut Field) -> Result<Vec<Summary>> {
@@ -287,12 +301,15 @@ fn rounds(field: &mut Field) -> Result<Vec<Summary>> {
         .first()
         .map(|(_, rounds)| rounds.iter().map(|round| round.per_second).collect())
         .ok_or_else(|| anyhow!("no ceiling"))?;
-    let summaries = rounds.into_iter().filter(|(_, rounds)| !rounds.is_empty()).map(|(subject, rounds)| Summary {
-        subject: subject.name(),
-        per_second: Figures::of(rounds.iter().map(|round| round.per_second)),
-        ratio: Figures::of(rounds.iter().zip(&ceiling).map(|(round, ceiling)| round.per_second / ceiling)),
-        rounds,
-    });
+    let summaries =
+        rounds.into_iter().filter(|(_, rounds)| !rounds.is_empty()).map(|(subject, rounds)| Summary {
+            subject: subject.name(),
+            per_second: Figures::of(rounds.iter().map(|round| round.per_second)),
+            ratio: Figures::of(
+                rounds.iter().zip(&ceiling).map(|(round, ceiling)| round.per_second / ceiling),
+            ),
+            rounds,
+        });
     Ok(summaries.collect())
 }
 
@@ -333,6 +350,8 @@ fn paced_run(
         subject: subject.name(),
         rate,
         seconds: length.as_secs(),
+        requests: paced.requests,
+        claims: paced.items,
         latency: Latency::of(&paced.latency),
         overloaded: paced.overloaded,
     });
@@ -364,8 +383,15 @@ fn spike(service: &mut Service, generator: Generator, peak: u64) -> Result<Spike
 }
 
 fn text(report: &Report) -> String {
-    let mut table =
-        Table::new(&["subject", "per second", "÷ ceiling", "p50 ms", "p99 ms", "server µs each", "generator µs each"]);
+    let mut table = Table::new(&[
+        "subject",
+        "per second",
+        "÷ ceiling",
+        "p50 ms",
+        "p99 ms",
+        "server µs each",
+        "generator µs each",
+    ]);
     for summary in &report.subjects {
         let of = |value: fn(&Round) -> f64| Figures::of(summary.rounds.iter().map(value)).median;
         table.row([
@@ -378,8 +404,14 @@ fn text(report: &Report) -> String {
             format!("{:.1}", of(|round| round.generator_us)),
         ]);
     }
-    let mut open =
-        Table::new(&["open loop at half of own peak", "per second", "p50 ms", "p99 ms", "p99.9 ms", "worst ms"]);
+    let mut open = Table::new(&[
+        "open loop at half of own peak",
+        "per second",
+        "p50 ms",
+        "p99 ms",
+        "p99.9 ms",
+        "worst ms",
+    ]);
     for paced in &report.paced {
         open.row([
             paced.subject.to_owned(),
@@ -468,8 +500,11 @@ pub fn quick(workplace: &Workplace, generator: Generator, out: &Path, seconds: u
 
     let ceiling = (before.per_second + after.per_second) / 2.0;
     let ratio = embedded.per_second / ceiling;
-    let mut table = Table::new(&["subject", "per second", "÷ ceiling", "p50 ms", "p99 ms", "server µs", "generator µs"]);
-    for (name, round) in [("ceiling, before", before), ("claims, embedded", embedded), ("ceiling, after", after)] {
+    let mut table =
+        Table::new(&["subject", "per second", "÷ ceiling", "p50 ms", "p99 ms", "server µs", "generator µs"]);
+    for (name, round) in
+        [("ceiling, before", before), ("claims, embedded", embedded), ("ceiling, after", after)]
+    {
         table.row([
             name.to_owned(),
             report::thousands(round.per_second as u64),

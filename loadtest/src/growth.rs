@@ -26,6 +26,8 @@ struct Grown {
     /// Opening the journal, in a process of its own.
     folded: Folded,
     memory_bytes_per_claim: u64,
+    /// What the running service held when its book was complete.
+    resident_bytes: u64,
     /// From start to ready, over HTTP.
     ready_after_s: f64,
     /// Until the book had them all, from ready on.
@@ -98,6 +100,7 @@ fn measure(
     let folded = ledger::fold(data)?;
     let mut service = Service::start("grown", binary, data, workplace, &[], Vec::new())?;
     let book_after = service.rest()?;
+    let resident_bytes = service.server.resident_bytes()?;
     let (journal_bytes, book_bytes) = (files_bytes(data, "journal.db")?, files_bytes(data, "book.db")?);
     let empty_data = workplace.directory(&format!("empty-{claims}"))?;
     let mut empty = Service::start("empty", binary, &empty_data, workplace, &[], Vec::new())?;
@@ -121,11 +124,13 @@ fn measure(
 
     let seconds = SPAN.window.as_secs_f64() + SPAN.warm_up.as_secs_f64();
     let more = grown_rounds.iter().map(|round| round.per_second * seconds).sum::<f64>() as u64;
-    let ratios = grown_rounds.iter().zip(&empty_rounds).map(|(grown, empty)| grown.per_second / empty.per_second);
+    let ratios =
+        grown_rounds.iter().zip(&empty_rounds).map(|(grown, empty)| grown.per_second / empty.per_second);
     let grown = Grown {
         claims,
         memory_bytes_per_claim: folded.bytes / claims.max(1),
         folded,
+        resident_bytes,
         ready_after_s,
         book_after_s: book_after.as_secs_f64(),
         journal_bytes_per_claim: journal_bytes / claims.max(1),

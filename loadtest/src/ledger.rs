@@ -110,8 +110,8 @@ impl Bare {
         for batch in rows.chunks(batch) {
             let transaction = self.0.transaction()?;
             {
-                let mut insert =
-                    transaction.prepare_cached("INSERT INTO journal (position, hash, entry) VALUES (?1, ?2, ?3)")?;
+                let mut insert = transaction
+                    .prepare_cached("INSERT INTO journal (position, hash, entry) VALUES (?1, ?2, ?3)")?;
                 for row in batch {
                     let entry = std::str::from_utf8(&row.entry)?;
                     insert.execute((i64::try_from(row.position)?, row.hash.bytes(), entry))?;
@@ -157,7 +157,8 @@ pub fn fold_here(data: &Path) -> Result<()> {
 
 /// The same, from outside.
 pub fn fold(data: &Path) -> Result<Folded> {
-    let output = Command::new(std::env::current_exe()?).arg("fold-worker").arg("--data").arg(data).output()?;
+    let output =
+        Command::new(std::env::current_exe()?).arg("fold-worker").arg("--data").arg(data).output()?;
     ensure!(output.status.success(), "folding failed: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).context("what the folding process said")
 }

@@ -15,11 +15,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use hdrhistogram::Histogram;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
 use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
 
@@ -222,17 +222,14 @@ fn on_this_thread<S: Script, F: Future<Output = Result<S>> + 'static>(
     tasks: impl IntoIterator<Item = F>,
     beside: impl Future<Output = Result<()>> + 'static,
 ) -> Result<Vec<S>> {
-    fn noting<T>(
-        shared: &Arc<Shared>,
-        task: impl Future<Output = Result<T>>,
-    ) -> impl Future<Output = Option<T>> {
-        let shared = Arc::clone(shared);
-        async move { task.await.map_err(|error| shared.fail(error)).ok() }
+    async fn noting<T>(shared: Arc<Shared>, task: impl Future<Output = Result<T>>) -> Option<T> {
+        task.await.map_err(|error| shared.fail(error)).ok()
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = LocalSet::new();
-    let handles: Vec<_> = tasks.into_iter().map(|task| local.spawn_local(noting(shared, task))).collect();
-    let _beside = local.spawn_local(noting(shared, beside));
+    let handles: Vec<_> =
+        tasks.into_iter().map(|task| local.spawn_local(noting(Arc::clone(shared), task))).collect();
+    let _beside = local.spawn_local(noting(Arc::clone(shared), beside));
     let joined = async {
         let mut scripts = Vec::new();
         for handle in handles {
@@ -304,14 +301,20 @@ fn processor_times(target: &Target) -> Vec<Duration> {
 
 fn closed_thread<S: Script>(scripts: Vec<S>, shared: Arc<Shared>) -> Finished<S> {
     let tally = Rc::new(RefCell::new(Tally::new(0)?));
-    let tasks: Vec<_> =
-        scripts.into_iter().map(|script| closed_connection(script, Arc::clone(&shared), Rc::clone(&tally))).collect();
+    let tasks: Vec<_> = scripts
+        .into_iter()
+        .map(|script| closed_connection(script, Arc::clone(&shared), Rc::clone(&tally)))
+        .collect();
     let scripts = on_this_thread(&shared, tasks, std::future::pending())?;
     let tally = Rc::try_unwrap(tally).map_err(|_| anyhow!("a connection is still counting"))?;
     Ok((scripts, tally.into_inner()))
 }
 
-async fn closed_connection<S: Script>(mut script: S, shared: Arc<Shared>, tally: Rc<RefCell<Tally>>) -> Result<S> {
+async fn closed_connection<S: Script>(
+    mut script: S,
+    shared: Arc<Shared>,
+    tally: Rc<RefCell<Tally>>,
+) -> Result<S> {
     let mut connection = Connection::open(shared.address).await?;
     let mut now = Instant::now();
     while now < shared.until && !shared.failed() {
@@ -485,7 +488,8 @@ async fn open_connection<S: Script>(
         shared.progress.fetch_add(1, Ordering::Relaxed);
         let mut tally = tally.borrow_mut();
         tally.add(verdict, latency);
-        let second = usize::try_from(planned.saturating_duration_since(shared.from).as_secs()).unwrap_or(usize::MAX);
+        let second =
+            usize::try_from(planned.saturating_duration_since(shared.from).as_secs()).unwrap_or(usize::MAX);
         if let (Verdict::Items(_), Some(second)) = (verdict, tally.seconds.get_mut(second)) {
             second.saturating_record(nanos(latency));
         }
@@ -496,8 +500,9 @@ async fn open_connection<S: Script>(
 /// Puts requests into the backlog when their time has come. The runtime's own timers are no finer than a
 /// millisecond, so the kernel's are used.
 async fn pacer(mut plan: Plan, shared: Arc<Shared>, backlog: Rc<Backlog>, connections: usize) -> Result<()> {
-    let timer = AsyncFd::with_interest(timer(TICK)?, Interest::READABLE)?;
-    let mut buffer = [0_u8; 8];
+    // It is read as a pipe is: each read waits for the next expiry.
+    let mut timer = Receiver::from_owned_fd_unchecked(timer(TICK)?)?;
+    let mut expiries = [0_u8; 8];
     loop {
         let now = Instant::now();
         backlog.push(std::iter::from_fn(|| plan.due(now)).map(Some));
@@ -506,17 +511,16 @@ async fn pacer(mut plan: Plan, shared: Arc<Shared>, backlog: Rc<Backlog>, connec
             backlog.push(std::iter::repeat_n(None, connections));
             return Ok(());
         }
-        let mut ready = timer.readable().await?;
-        let read = ready.try_io(|timer| rustix::io::read(timer, &mut buffer).map_err(Into::into));
-        if let Ok(Err(error)) = read {
-            bail!("the timer failed: {error}");
-        }
+        timer.read_exact(&mut expiries).await.context("the timer failed")?;
     }
 }
 
 fn timer(period: Duration) -> Result<OwnedFd> {
     let every = Timespec { tv_sec: 0, tv_nsec: period.subsec_nanos().into() };
-    let timer = rustix::time::timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+    let timer = rustix::time::timerfd_create(
+        TimerfdClockId::Monotonic,
+        TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+    )?;
     let setting = Itimerspec { it_interval: every, it_value: every };
     rustix::time::timerfd_settime(&timer, TimerfdTimerFlags::empty(), &setting)?;
     Ok(timer)

@@ -108,7 +108,8 @@ pub fn processor_time(process: u32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).context("the process has ended")?;
     // The name, in parentheses, may hold anything; user and system time are fields 14 and 15.
     let (_, rest) = stat.rsplit_once(')').context("an unknown form of /proc/…/stat")?;
-    let ticks: u64 = rest.split_ascii_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    let ticks: u64 =
+        rest.split_ascii_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
     Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
 }
 

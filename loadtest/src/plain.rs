@@ -88,8 +88,7 @@ const INSERT_CLAIM: &str = "
                        region_code, sold_at, price_fen, subsidy_fen, fund, answer)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
     ON CONFLICT (retailer, idempotency_key) DO NOTHING";
-const INSERT_DEVICE: &str =
-    "INSERT INTO device (name, claim_id) SELECT name, $2 FROM unnest($1::text[]) AS name ON CONFLICT DO NOTHING";
+const INSERT_DEVICE: &str = "INSERT INTO device (name, claim_id) SELECT name, $2 FROM unnest($1::text[]) AS name ON CONFLICT DO NOTHING";
 const COUNT_PERSON: &str = "
     INSERT INTO person AS known (person, category, year, claims) VALUES ($1, $2, $3, 1)
     ON CONFLICT (person, category, year) DO UPDATE SET claims = known.claims + 1 WHERE known.claims < $4";
@@ -111,8 +110,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 async fn serve(arguments: &Arguments) -> Result<()> {
     let keys = DevKeys::in_dir(&arguments.keys);
     let metrics = Metrics::new(&[], &[]);
-    let verifier =
-        Verifier::open(&keys.jwks_file, &process::dev_issuer()?, &metrics).map_err(|fault| anyhow!("{fault}"))?;
+    let verifier = Verifier::open(&keys.jwks_file, &process::dev_issuer()?, &metrics)
+        .map_err(|fault| anyhow!("{fault}"))?;
     let programmes = ProgrammeSet::parse(&programme::shipped()).map_err(|error| anyhow!("{error}"))?;
     let manager = Manager::from_config(
         arguments.database.parse()?,
@@ -133,7 +132,8 @@ async fn serve(arguments: &Arguments) -> Result<()> {
 
 /// The hash key of a development data directory.
 pub fn dev_hash_keys(keys: &DevKeys) -> Result<HashKeys> {
-    let id = subsidy_pos::secrets::HashKeyId::from_name("k1").context("the name of the development hash key")?;
+    let id =
+        subsidy_pos::secrets::HashKeyId::from_name("k1").context("the name of the development hash key")?;
     let source = HashKeySource { id, file: keys.hash_key_file.clone(), key_use: KeyUse::Write };
     HashKeys::load(&[source]).map_err(|faults| anyhow!(faults.join("; ")))
 }
@@ -142,7 +142,8 @@ async fn make_tables(pool: &Pool, programmes: &ProgrammeSet) -> Result<()> {
     const BUDGET_FEN: i64 = 100_000_000_000;
     let client = pool.get().await?;
     client.batch_execute(TABLES).await?;
-    let insert = client.prepare("INSERT INTO fund (id, budget) VALUES ($1, $2) ON CONFLICT DO NOTHING").await?;
+    let insert =
+        client.prepare("INSERT INTO fund (id, budget) VALUES ($1, $2) ON CONFLICT DO NOTHING").await?;
     for programme in programmes.iter() {
         for city in (1..=11).map(|city| 330_000 + city * 100) {
             client.execute(&insert, &[&format!("{}.{city}", programme.id), &BUDGET_FEN]).await?;
@@ -200,7 +201,11 @@ struct Stored {
 }
 
 impl Plain {
-    async fn claim(&self, request: &HttpRequest, body: &[u8]) -> Result<std::result::Result<Stored, Refusal>> {
+    async fn claim(
+        &self,
+        request: &HttpRequest,
+        body: &[u8],
+    ) -> Result<std::result::Result<Stored, Refusal>> {
         match self.read(request, body) {
             Ok(sale) => self.store(&sale).await,
             Err(refusal) => Ok(Err(refusal)),
@@ -325,7 +330,8 @@ impl Plain {
             return Ok(Err(Refusal(409, "device-already-subsidised")));
         }
         let person = sale.person.as_slice();
-        if transaction.execute(&count_person, &[&person, &sale.category, &sale.year, &sale.limit]).await? != 1 {
+        if transaction.execute(&count_person, &[&person, &sale.category, &sale.year, &sale.limit]).await? != 1
+        {
             return Ok(Err(Refusal(409, "consumer-limit-reached")));
         }
         // Last, so that the lock on the fund's row is held as briefly as can be.

@@ -60,7 +60,10 @@ impl Process {
 
     /// Asks it to end, and waits.
     pub fn stop(mut self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a strange process number")?;
+        let pid = i32::try_from(self.child.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .context("a strange process number")?;
         rustix::process::kill_process(pid, signal)?;
         let until = Instant::now() + PATIENCE;
         while self.child.try_wait()?.is_none() {
@@ -148,7 +151,13 @@ impl Server {
 
     /// Starts the service under `--dev`, with limits so high that only its speed is measured. `settings`
     /// are names and values as the environment has them, without the prefix.
-    pub fn service(name: &str, binary: &Path, data: &Path, logs: &Path, settings: &[(&str, &str)]) -> Result<Self> {
+    pub fn service(
+        name: &str,
+        binary: &Path,
+        data: &Path,
+        logs: &Path,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         let (address, operations) = (free_address()?, free_address()?);
         let mut command = Command::new(binary);
         command.args(["serve", "--dev", "--listen"]).arg(address.to_string()).arg("--data").arg(data);
@@ -301,7 +310,9 @@ fn children(process: u32) -> Vec<u32> {
 fn postgres_bin() -> Result<PathBuf> {
     let shipped = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = shipped
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin"))))
+        .filter_map(|entry| {
+            Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path().join("bin")))
+        })
         .filter(|(_, bin)| bin.join("postgres").exists())
         .max();
     let on_path = || {

@@ -11,7 +11,8 @@ use subsidy_pos::time::Timestamp;
 
 /// Counties of Zhejiang, one of each city, so that all cities' funds pay.
 const REGIONS: [&str; 11] = [
-    "330106", "330203", "330302", "330402", "330502", "330602", "330702", "330802", "330902", "331002", "331102",
+    "330106", "330203", "330302", "330402", "330502", "330602", "330702", "330802", "330902", "331002",
+    "331102",
 ];
 /// Products a retailer sells; more would only cost the generator time.
 const PRODUCTS: u64 = 1024;
@@ -81,7 +82,8 @@ impl TillClock {
             let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let second = Timestamp::from_ms(i64::try_from(since.as_secs()).unwrap_or_default() * 1000);
             put(&mut self.text, second.to_string().as_bytes());
-            self.until = Some(now + Duration::from_secs(1) - Duration::from_nanos(since.subsec_nanos().into()));
+            self.until =
+                Some(now + Duration::from_secs(1) - Duration::from_nanos(since.subsec_nanos().into()));
         }
         self.text
     }

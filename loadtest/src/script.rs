@@ -51,7 +51,8 @@ fn fen(text: &[u8]) -> Option<u64> {
     let text = text.get(..text.iter().position(|byte| *byte == b'"')?)?;
     let (yuan, decimals) = text.split_at_checked(text.len().checked_sub(3)?)?;
     let digits = |text: &[u8]| {
-        text.iter().try_fold(0_u64, |sum, byte| byte.is_ascii_digit().then(|| sum * 10 + u64::from(byte - b'0')))
+        text.iter()
+            .try_fold(0_u64, |sum, byte| byte.is_ascii_digit().then(|| sum * 10 + u64::from(byte - b'0')))
     };
     Some(digits(yuan)? * 100 + digits(decimals.strip_prefix(b".")?)?)
 }
@@ -201,7 +202,9 @@ impl Claims {
     fn read_whole(&self, answer: &Answer<'_>) -> Result<()> {
         let sent: Value = serde_json::from_slice(self.request.body())?;
         let got: Value = serde_json::from_slice(answer.body).context("an answer that is not JSON")?;
-        for pointer in ["/order_no", "/order_line", "/category", "/price", "/region_code", "/device/sn", "/device/imei"] {
+        for pointer in
+            ["/order_no", "/order_line", "/category", "/price", "/region_code", "/device/sn", "/device/imei"]
+        {
             ensure!(
                 sent.pointer(pointer) == got.pointer(pointer),
                 unexpected(answer, &format!("the {pointer} that was sent"))
@@ -571,8 +574,8 @@ mod tests {
             claims.next(Instant::now());
             if matches!(claims.sent, Sent::ForgedToken | Sent::WrongDocument | Sent::NotJson) {
                 hostile += 1;
-                let right = sale::subsidy_fen(claims.n);
-                assert!(judge(&mut claims, ID, right).is_err(), "a claim was made for {:?}", claims.sent);
+                let made = Answer { status: 201, head: HEAD, body: br#"{"claim_id":"x"}"# };
+                assert!(claims.judge(&made).is_err(), "a claim was made for {:?}", claims.sent);
             } else if claims.sent == Sent::Sale {
                 let right = sale::subsidy_fen(claims.n);
                 judge(&mut claims, ID, right).unwrap();

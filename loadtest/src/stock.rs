@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use subsidy_pos::claim::{FundId, Submitter};
@@ -47,7 +47,13 @@ impl Observer for Nobody {
 pub fn open_ledger(data: &Path) -> Result<(Ledger, Writer)> {
     let journal = SqliteJournal::open(data)?;
     let reader = SqliteReader::new(data)?;
-    Ok(Ledger::open(Box::new(journal), Arc::new(reader), Clock::default(), Key::new(rand::random()), Box::new(Nobody))?)
+    Ok(Ledger::open(
+        Box::new(journal),
+        Arc::new(reader),
+        Clock::default(),
+        Key::new(rand::random()),
+        Box::new(Nobody),
+    )?)
 }
 
 fn why(failure: Failure) -> anyhow::Error {
@@ -87,7 +93,9 @@ impl Stock {
         }
         let files = programme::shipped().into_iter().map(|(name, text)| ProgrammeFile { name, text });
         self.submit(Command::Activate(files.collect()))?;
-        let Outcome::Funds(open) = self.submit(Command::Funds)? else { bail!("no list of funds") };
+        let Outcome::Funds { funds: open, .. } = self.submit(Command::Funds)? else {
+            bail!("no list of funds")
+        };
         if !open.is_empty() {
             return Ok(());
         }
@@ -123,7 +131,8 @@ impl Stock {
                     .map_err(|faults| anyhow!("a sale is not valid: {faults:?}"))?;
                 let retailer = usize::try_from(n % RETAILERS)?;
                 let retailer = *self.retailers.get(retailer).context("no retailer")?;
-                let key = IdempotencyKey::parse(&format!("sale-{n:016}")).map_err(|fault| anyhow!("{fault:?}"))?;
+                let key =
+                    IdempotencyKey::parse(&format!("sale-{n:016}")).map_err(|fault| anyhow!("{fault:?}"))?;
                 let by = Submitter { retailer, platform: None };
                 let draft = preparation.draft(by, &key, body, rand::random());
                 Ok(Command::Make(Box::new(draft.map_err(|fault| anyhow!("{fault:?}"))?)))
@@ -183,9 +192,4 @@ impl Stock {
             writer.stop();
         }
     }
-}
-
-/// How many seconds since 1970, for naming what is made now.
-pub fn seconds_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -41,6 +41,8 @@ const BOOK_PATIENCE: Duration = Duration::from_secs(180);
 pub struct Round {
     /// Items a second.
     pub per_second: f64,
+    /// Requests in the window.
+    pub requests: u64,
     /// From request to answer, closed loop.
     pub latency: Latency,
     /// Requests answered with "too much to do".
@@ -56,6 +58,7 @@ impl Round {
         let us = |time: Duration| time.as_secs_f64() * 1e6 / measured.items.max(1) as f64;
         Self {
             per_second: measured.rate(),
+            requests: measured.requests,
             latency: Latency::of(&measured.latency),
             overloaded: measured.overloaded,
             generator_us: measured.cpu.first().copied().map(us).unwrap_or_default(),
@@ -116,7 +119,8 @@ impl Service {
         watch: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Round> {
         let contested = contested();
-        let scripts = self.scripts(generator.connections, |token| Claims::new(token, Trust::Check, shares, contested));
+        let scripts =
+            self.scripts(generator.connections, |token| Claims::new(token, Trust::Check, shares, contested));
         let mut watched = Ok(());
         let measured = load::closed(&self.target(generator), span, scripts, &mut |_| {
             if watched.is_ok() {
@@ -155,8 +159,8 @@ impl Service {
     pub fn paced(&mut self, generator: Generator, steps: &[Step]) -> Result<Paced<Claims>> {
         let contested = contested();
         let trust = Trust::Check;
-        let scripts =
-            self.scripts(generator.connections, |token| Claims::new(token, trust, Shares::default(), contested));
+        let scripts = self
+            .scripts(generator.connections, |token| Claims::new(token, trust, Shares::default(), contested));
         let paced = load::open(&self.target(generator), steps, scripts, &mut |_| {})?;
         self.granted_fen += settle(&paced.scripts)?.subsidy_fen;
         Ok(paced)
@@ -186,8 +190,12 @@ impl Service {
             client::get_blocking(self.server.address, "/v1/funds?limit=200", Some(&self.tokens.regulator))?;
         ensure!(status == 200, "/v1/funds answers {status}: {text}");
         let funds: Value = serde_json::from_str(&text)?;
-        let items = funds.pointer("/items").and_then(Value::as_array).context("a list of funds without items")?;
-        ensure!(funds.pointer("/next_cursor").is_none_or(Value::is_null), "there are more funds than fit on a page");
+        let items =
+            funds.pointer("/items").and_then(Value::as_array).context("a list of funds without items")?;
+        ensure!(
+            funds.pointer("/next_cursor").is_none_or(Value::is_null),
+            "there are more funds than fit on a page"
+        );
         let mut sum = 0;
         for fund in items {
             let redeemed = fund.pointer("/redeemed").and_then(Value::as_str).and_then(Fen::parse_budget_yuan);
@@ -234,7 +242,13 @@ pub fn ceiling(server: &Server, tokens: &Tokens, generator: Generator, span: Spa
 }
 
 /// The plain service: amounts are checked, the rest of its answers is its own.
-pub fn plain(server: &Server, beside: &[u32], tokens: &Tokens, generator: Generator, span: Span) -> Result<Round> {
+pub fn plain(
+    server: &Server,
+    beside: &[u32],
+    tokens: &Tokens,
+    generator: Generator,
+    span: Span,
+) -> Result<Round> {
     let mut processes = vec![server.id()];
     processes.extend(beside);
     unchecked(server.address, processes, tokens, generator, span, Trust::Amount)
@@ -262,7 +276,12 @@ fn unchecked(
 }
 
 /// Starts a ceiling whose tokens are those of a data directory.
-pub fn start_ceiling(workplace: &Workplace, data: &Path, answer_bytes: usize, parse: Parse) -> Result<Server> {
+pub fn start_ceiling(
+    workplace: &Workplace,
+    data: &Path,
+    answer_bytes: usize,
+    parse: Parse,
+) -> Result<Server> {
     let (name, how) = match parse {
         Parse::Service => ("ceiling", "service"),
         Parse::Serde => ("ceiling-serde", "serde"),
