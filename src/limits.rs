@@ -17,6 +17,14 @@ pub const FAULTS_MAX: usize = 32;
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes in an `Authorization` header.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// Connections that one HTTP worker holds open; further ones wait to be accepted.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// How long an idle connection is kept open for a further request.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long a connection that is being closed is waited for.
+pub const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long requests that have arrived are waited for when the service stops.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Items on a page of a list, at most and by default.
 pub const PAGE_ITEMS_MAX: usize = 200;
 /// Items on a page where no `limit` is given.
@@ -177,6 +185,7 @@ pub const RATE_PER_SECOND_MAX: u32 = 1_000_000;
 
 const _: () = assert!(TURN.as_millis() < TURN_WAIT.as_millis());
 const _: () = assert!(TURN_WAIT.as_millis() < POSTGRES_TIMEOUT.as_millis());
+const _: () = assert!(DECISION_TIMEOUT.as_secs() < SHUTDOWN_TIMEOUT.as_secs());
 const _: () = assert!(BATCH_ITEMS_MAX <= WRITER_BATCH_COMMANDS_MAX);
 const _: () = assert!(WRITER_BATCH_COMMANDS_MAX <= QUEUE_COMMANDS_MAX);
 const _: () = assert!(BATCH_ITEMS_MAX * 2 * 1024 <= BATCH_BODY_BYTES_MAX);
@@ -196,3 +205,7 @@ const _: () = assert!(BUDGET_YUAN_DIGITS_MAX <= 13);
 // JSON writes no character of a programme file with more than two bytes for one (TOML has no control
 // characters but tab and line ends), so that a set fits into its entry with room for the rest.
 const _: () = assert!(PROGRAMME_SET_BYTES_MAX * 2 + 4096 <= ENTRY_BYTES_MAX);
+const _: () = assert!(WRITER_BATCH_COMMANDS_MAX + WRITER_BATCH_EXPIRIES_MAX <= BOOK_INBOX_ENTRIES_MAX / 2);
+const _: () = assert!(BOOK_INBOX_ENTRIES_MAX <= BOOK_BATCH_ENTRIES_MAX);
+const _: () = assert!(BOOK_QUERIES_RUNNING_MAX <= BOOK_QUERIES_MAX);
+const _: () = assert!(BOOK_PACE.as_millis() < BOOK_WAIT.as_millis());

@@ -256,7 +256,7 @@ fn while_the_journal_cannot_be_read_nothing_is_answered_and_then_everything_is()
     assert!(matches!(ask(&ledger, make(1, 1, 1, Mode::Redeem)), Err(Failure::Unavailable)));
     assert!(matches!(ask(&ledger, Command::Funds), Err(Failure::Unavailable)));
     *memory.unreadable.lock().unwrap() = false;
-    assert!(matches!(ask(&ledger, Command::Funds), Ok(Outcome::Funds(_))));
+    assert!(matches!(ask(&ledger, Command::Funds), Ok(Outcome::Funds { .. })));
     claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
     writer.stop();
 }
