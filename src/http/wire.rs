@@ -209,7 +209,13 @@ impl<'a> Determination<'a> {
     fn recorded(judged: &'a [Judged], history: &'a ProgrammeHistory) -> Option<Self> {
         let version = |judged: &'a Judged| {
             let programme = history.get(judged.programme.as_str(), judged.version)?;
-            Some(Considered::new(programme, judged.price_base, judged.computed, judged.amount, judged.verdict))
+            Some(Considered::new(
+                programme,
+                judged.price_base,
+                judged.computed,
+                judged.amount,
+                judged.verdict,
+            ))
         };
         let first = judged.first()?;
         let leading = history.get(first.programme.as_str(), first.version)?;
