@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use subsidy_pos::http::extract::Readable as _;
 use subsidy_pos::http::json;
-use subsidy_pos::http::prepare::ClaimBody;
+use subsidy_pos::http::sale::ClaimBody;
 use subsidy_pos::time::Timestamp;
 
 /// A claim's body, its form checked and nothing else.

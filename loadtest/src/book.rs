@@ -1,13 +1,14 @@
-//! How far the book is behind the journal, seen from outside through the service's metrics.
+//! How far the book is behind the journal, seen from outside through the service's readiness.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 use crate::client;
 
-/// Looks at a service's metrics now and then.
+/// Looks at a service's readiness now and then.
 #[derive(Debug)]
 pub struct BookWatch {
     operations: SocketAddr,
@@ -27,7 +28,7 @@ struct Positions {
 }
 
 impl BookWatch {
-    /// Watches the service that shows its metrics here.
+    /// Watches the service whose operations listener is here.
     pub fn new(operations: SocketAddr) -> Self {
         Self { operations, seen: Vec::new(), worst: Duration::ZERO, worst_entries: 0 }
     }
@@ -64,26 +65,17 @@ impl BookWatch {
     }
 
     fn positions(&self) -> Result<Positions> {
-        let (status, text) = client::get_blocking(self.operations, "/metrics", None)?;
-        if status != 200 {
-            bail!("/metrics answers {status}");
-        }
-        Positions::read(&text).context("the metrics say nothing of journal and book")
+        let (status, text) = client::get_blocking(self.operations, "/readyz", None)?;
+        ensure!(status == 200, "/readyz answers {status}: {text}");
+        Positions::read(&text).with_context(|| format!("/readyz does not say where journal and book are: {text}"))
     }
 }
 
 impl Positions {
-    fn read(metrics: &str) -> Option<Self> {
-        let value = |name: &str| {
-            let line = metrics
-                .lines()
-                .find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
-            line.rsplit(' ').next()?.parse().ok()
-        };
-        Some(Self {
-            journal: value("subsidy_pos_journal_position")?,
-            book: value("subsidy_pos_book_position")?,
-        })
+    fn read(readiness: &str) -> Option<Self> {
+        let readiness: Value = serde_json::from_str(readiness).ok()?;
+        let position = |pointer| readiness.pointer(pointer).and_then(Value::as_u64);
+        Some(Self { journal: position("/journal/position")?, book: position("/book/position")? })
     }
 }
 
@@ -111,10 +103,9 @@ mod tests {
     }
 
     #[test]
-    fn positions_are_read_from_the_metrics() {
-        let text = "# TYPE x gauge\nsubsidy_pos_journal_position 12\nsubsidy_pos_book_position 7\n";
-        let positions = Positions::read(text).unwrap();
+    fn positions_are_read_from_the_readiness() {
+        let positions = Positions::read(r#"{"journal":{"position":12},"book":{"position":7}}"#).unwrap();
         assert_eq!((positions.journal, positions.book), (12, 7));
-        assert!(Positions::read("").is_none());
+        assert!(Positions::read("{}").is_none());
     }
 }

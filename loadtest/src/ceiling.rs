@@ -12,6 +12,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use subsidy_pos::auth::{self, Verifier};
 use subsidy_pos::clock::Clock;
+use subsidy_pos::limits;
 use subsidy_pos::secrets::DevKeys;
 use subsidy_pos::telemetry::Metrics;
 
@@ -63,6 +64,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let server = HttpServer::new(move || {
         App::new().app_data(web::Data::from(Arc::clone(&ceiling))).route("/v1/claims", web::post().to(claim))
     });
+    // As the service has them: one worker for each core, connections kept.
+    let server = server.workers(std::thread::available_parallelism()?.get()).keep_alive(limits::KEEP_ALIVE);
     actix_web::rt::System::new().block_on(server.bind(arguments.listen)?.run())?;
     Ok(())
 }

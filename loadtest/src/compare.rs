@@ -314,7 +314,7 @@ fn rounds(field: &mut Field) -> Result<Vec<Summary>> {
 }
 
 fn sustained(field: &mut Field, ceiling: f64) -> Result<Sustained> {
-    let operations = field.embedded.server.operations.context("the service shows no metrics")?;
+    let operations = field.embedded.server.operations.context("the service has no operations listener")?;
     let mut watch = BookWatch::new(operations);
     let progress = Progress::new("claims for a minute, the book in view", SUSTAINED.as_secs() * 4);
     let span = Span { window: SUSTAINED, ..SPAN };
@@ -479,7 +479,7 @@ pub fn quick(workplace: &Workplace, generator: Generator, out: &Path, seconds: u
     let answer_bytes = service.answer_bytes()?;
     let server = subject::start_ceiling(workplace, &data, answer_bytes, Parse::Service)?;
     let tokens = service.tokens().clone();
-    let operations = service.server.operations.context("the service shows no metrics")?;
+    let operations = service.server.operations.context("the service has no operations listener")?;
 
     let progress = Progress::new("the ceiling", seconds * 4);
     let before = subject::ceiling(&server, &tokens, generator, SPAN)?;

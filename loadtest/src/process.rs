@@ -137,7 +137,7 @@ pub struct Server {
     process: Process,
     /// Where it answers.
     pub address: SocketAddr,
-    /// Where it shows its metrics.
+    /// Its operations listener.
     pub operations: Option<SocketAddr>,
     /// From start to ready.
     pub started_in: Duration,
