@@ -253,6 +253,19 @@ impl<'f, 'r> Place<'f, 'r> {
         }
     }
 
+    /// Reads a value whose faults are its own and not the body's.
+    ///
+    /// # Errors
+    /// Its faults, with pointers into the body.
+    pub fn apart<T>(self, read: impl FnOnce(Place<'_, 'r>) -> Option<T>) -> Result<T, Vec<Fault>> {
+        if self.faults.is_recording() {
+            return read(self).ok_or_else(Vec::new);
+        }
+        let mut faults = Faults::default();
+        let value = read(Place { node: self.node, path: self.path, faults: &mut faults });
+        faults.settle(value)
+    }
+
     /// Reads an object; `None` where it, or what `read` makes of it, has a fault.
     pub fn object<T>(self, read: impl FnOnce(&mut Reader<'_, 'r>) -> Option<T>) -> Option<T> {
         let members: &[Member<'r>] = match self.node {

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 
 use super::json::{Fault, Wrong};
 use super::sale::{ClaimBody, SaleBody};

@@ -596,6 +596,12 @@ impl From<Code> for Problem {
     }
 }
 
+impl From<Fault> for Problem {
+    fn from(fault: Fault) -> Self {
+        Self::invalid(vec![fault])
+    }
+}
+
 impl From<Vec<Fault>> for Problem {
     fn from(faults: Vec<Fault>) -> Self {
         Self::invalid(faults)
