@@ -12,7 +12,7 @@ use subsidy_pos::clock::Clock;
 use subsidy_pos::config::{Config, LedgerUrl, Mode, ShieldUrl};
 use subsidy_pos::heads::SignedHead;
 use subsidy_pos::http::operations::Standing;
-use subsidy_pos::http::{self, App, ROUTES};
+use subsidy_pos::http::{self, App};
 use subsidy_pos::identity::RegionCode;
 use subsidy_pos::journal::sqlite::{SqliteJournal, SqliteReader};
 use subsidy_pos::journal::{Journal, Reader};
@@ -136,8 +136,7 @@ fn open_ledger(config: &Config, clock: Clock, watch: Box<Watch>) -> Result<(Ledg
 }
 
 async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
-    let routes: Vec<&'static str> = ROUTES.iter().map(|route| route.path).collect();
-    let metrics = Arc::new(Metrics::new(&routes, &http::problem::names()));
+    let metrics = Arc::new(Metrics::new(http::ROUTE_NAMES, http::problem::NAMES));
     let verifier = Arc::new(Verifier::open(&config.auth.jwks_file, &config.auth.issuer, &metrics).map_err(failed)?);
     verifier.watch().map_err(failed)?;
     let hash_keys = HashKeys::load(&config.privacy.hash_keys).map_err(|faults| failed(faults.join("\n")))?;
@@ -249,7 +248,7 @@ async fn prepare_journal(config: &Config, ledger: &Ledger, hash_keys: &HashKeys,
 }
 
 async fn open_dev_funds(ledger: &Ledger) -> Result<(), Failed> {
-    let Outcome::Funds(open) = ledger.submit(Command::Funds).await.map_err(why)? else { return Ok(()) };
+    let Outcome::Funds { funds: open, .. } = ledger.submit(Command::Funds).await.map_err(why)? else { return Ok(()) };
     let now = ledger.clock().now();
     let published = ledger.published();
     let programmes = published.programmes.iter().filter(|programme| programme.in_force.contains(now));

@@ -359,6 +359,9 @@ impl Desk {
             let stop = works.iter().any(|work| matches!(work, Work::Stop));
             self.shared.queued.fetch_sub(commands, Ordering::Relaxed);
             self.serve(&mut works);
+            if queue.is_empty() {
+                self.journal.end_turn();
+            }
             if stop && queue.is_empty() {
                 return;
             }
@@ -422,6 +425,9 @@ impl Desk {
         if self.in_doubt {
             self.resolve_doubt()?;
         }
+        if commands.iter().any(|command| !only_asks(command)) && self.journal.take_turn()? {
+            self.catch_up()?;
+        }
         loop {
             let now = self.now();
             let decided = match self.decide_all(commands, now) {
@@ -441,6 +447,7 @@ impl Desk {
                 Err(JournalError::Moved) => {
                     self.discard();
                     self.catch_up()?;
+                    self.ensure_same_history()?;
                 }
                 Err(error) => {
                     tracing::error!(%error, "entries could not be appended");
@@ -591,6 +598,27 @@ impl Desk {
         caught_up
     }
 
+    /// The journal may have grown past this state, but what the state has folded must still be in it. If
+    /// it is not (an older copy was restored, a standby that lagged was promoted) nothing is decided any
+    /// more: what was answered must not be contradicted.
+    fn ensure_same_history(&mut self) -> Result<(), OpenError> {
+        let head = self.state.head();
+        let Some(before) = head.position.checked_sub(1) else { return Ok(()) };
+        let found = self.journal.read(before, 1)?;
+        if found.first().is_some_and(|row| row.position == head.position && row.hash == head.hash) {
+            return Ok(());
+        }
+        self.shared.healthy.store(false, Ordering::Relaxed);
+        self.in_doubt = true;
+        let reason = format!(
+            "it no longer has entry {} ({}) that this process has answered from: restore the journal that has it, \
+             or start this process anew if the loss is accepted",
+            head.position, head.hash
+        );
+        tracing::error!(position = head.position, "the journal is another than the one this process knows");
+        Err(JournalError::Unusable(reason).into())
+    }
+
     /// After a failed append: whether the entries are in the journal after all. Looks a few times; an
     /// error means that it is still not known.
     fn is_in(&mut self) -> Result<bool, OpenError> {
@@ -611,10 +639,7 @@ impl Desk {
     /// Brings the state to what is really stored, after an append whose outcome was not learned.
     fn resolve_doubt(&mut self) -> Result<(), OpenError> {
         self.journal.reopen()?;
-        let head = self.journal.head()?;
-        if head.position < self.state.head().position {
-            return Err(JournalError::Unusable("it is shorter than what was acknowledged".into()).into());
-        }
+        self.ensure_same_history()?;
         self.catch_up()?;
         self.in_doubt = false;
         Ok(())
