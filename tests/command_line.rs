@@ -84,7 +84,7 @@ fn every_fault_of_the_settings_is_told_with_file_and_line() {
         ("[server]", "[server]\ncolour = \"red\"", "colour"),
         ("[server]", "[sever]", "sever"),
         ("[server]", "[server]\nworkers = -1", "workers"),
-        ("[server]", "[server", "2"),
+        ("[server]", "[server", "unclosed"),
         ("use = \"write\"", "use = \"check\"", "hash_keys"),
         ("id = \"k1\"", "id = \"K 1\"", "id"),
         ("[auth]", "[shield]\nretailer_per_second = 0\n[auth]", "retailer_per_second"),
@@ -158,7 +158,7 @@ fn the_environment_overrides_the_file_and_a_flag_the_environment() {
 #[test]
 fn a_changed_secret_under_a_known_name_is_noticed() {
     let (mut service, data) = keys();
-    std::fs::write(data.join("dev-hash.key"), "ab".repeat(32)).unwrap();
+    std::fs::write(data.join("dev-hash.key"), "0123456789abcdef".repeat(4)).unwrap();
     let Err(exit) = service.try_start_again() else { panic!("it started with another secret") };
     assert!(exit.output.contains("k1"), "{}", exit.output);
 }
