@@ -48,7 +48,7 @@ const ROUTES: &[(&str, &str, For)] = &[
     ("get", "/readyz", For::Everyone),
     ("get", "/openapi.json", For::Everyone),
     ("get", "/docs", For::Everyone),
-    ("get", "/problems", For::Everyone),
+    ("get", "/problems/", For::Everyone),
     ("get", "/problems/{code}", For::Everyone),
 ];
 

@@ -81,7 +81,7 @@ fn compare(regulator: &Caller, fold: &Fold, dimensions: &[&str], basis: &str, da
         let group: Vec<_> = dimensions.iter().map(|dimension| row[*dimension].as_str().expect("a group").to_owned()).collect();
         let mut counts = Counts::new();
         for what in ["held", "redeemed", "returned", "net"] {
-            counts.insert(what, (row[what]["items"].as_i64().expect("items"), fen(&row[what]["money"])));
+            counts.insert(what, (row[what]["items"].as_i64().expect("items"), fen(&row[what]["subsidy"])));
         }
         counts.insert("sales", (0, fen(&row["sales"])));
         assert!(told.insert(group, counts).is_none(), "one row for each group: {row}");
