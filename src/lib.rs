@@ -18,3 +18,4 @@ pub mod secrets;
 pub mod shield;
 pub mod telemetry;
 pub mod time;
+pub mod verify;

@@ -183,9 +183,9 @@ pub const WORKERS_MAX: u32 = 256;
 /// Requests per second that a rate limit may be set to.
 pub const RATE_PER_SECOND_MAX: u32 = 1_000_000;
 
-const _: () = assert!(DECISION_TIMEOUT.as_secs() < SHUTDOWN_TIMEOUT.as_secs());
 const _: () = assert!(TURN.as_millis() < TURN_WAIT.as_millis());
 const _: () = assert!(TURN_WAIT.as_millis() < POSTGRES_TIMEOUT.as_millis());
+const _: () = assert!(DECISION_TIMEOUT.as_secs() < SHUTDOWN_TIMEOUT.as_secs());
 const _: () = assert!(BATCH_ITEMS_MAX <= WRITER_BATCH_COMMANDS_MAX);
 const _: () = assert!(WRITER_BATCH_COMMANDS_MAX <= QUEUE_COMMANDS_MAX);
 const _: () = assert!(BATCH_ITEMS_MAX * 2 * 1024 <= BATCH_BODY_BYTES_MAX);

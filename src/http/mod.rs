@@ -44,6 +44,7 @@ pub mod prepare;
 pub mod problem;
 pub mod programmes;
 pub mod quotes;
+pub mod sale;
 pub mod totals;
 pub mod wire;
 
@@ -134,6 +135,7 @@ pub struct Reply {
     status: StatusCode,
     content_type: &'static str,
     policy: Option<&'static str>,
+    location: Option<String>,
     replayed: bool,
     body: Bytes,
 }
@@ -172,7 +174,12 @@ impl Reply {
 
     /// Anything else.
     pub fn new(status: StatusCode, content_type: &'static str, body: Bytes) -> Self {
-        Self { status, content_type, policy: None, replayed: false, body }
+        Self { status, content_type, policy: None, location: None, replayed: false, body }
+    }
+
+    /// The same, saying at which path what was made can be read.
+    pub fn located(self, path: String) -> Self {
+        Self { location: Some(path), ..self }
     }
 
     /// The same, saying whether it repeats an answer given before.
@@ -298,27 +305,35 @@ fn answer(reply: Reply) -> HttpResponse {
     if reply.status == StatusCode::SERVICE_UNAVAILABLE {
         set_static(&mut response, header::RETRY_AFTER, "1");
     }
+    if let Some(path) = &reply.location {
+        set(&mut response, header::LOCATION, path);
+    }
     if reply.replayed {
         set_static(&mut response, REPLAYED.clone(), "true");
     }
     response
 }
 
-fn refusal(app: &App, hearer: &Hearer, problem: &Problem) -> HttpResponse {
-    let request_id = hearer.request_id.as_str();
+/// Counts a refusal, and logs what its caller is not told.
+fn note(app: &App, hearer: &Hearer, problem: &Problem) {
     app.metrics.observe_refusal(problem.code() as usize);
     if problem.code() == Code::RateLimited {
         app.metrics.rate_limited.inc();
     }
     // The caller has the rest; the cause stays here.
     if let Some(cause) = problem.cause() {
-        let code = problem.code().row().name;
+        let (code, request_id) = (problem.code().row().name, hearer.request_id.as_str());
         match problem.status() {
             500.. => tracing::error!(code, request_id, cause, "a request failed"),
             _ => tracing::debug!(code, request_id, cause, "a request was refused"),
         }
     }
-    let body = serde_json::to_vec(&problem.body(hearer.language, request_id)).unwrap_or_default();
+}
+
+fn refusal(app: &App, hearer: &Hearer, problem: &Problem) -> HttpResponse {
+    note(app, hearer, problem);
+    let body = problem.body(hearer.language, hearer.request_id.as_str());
+    let body = serde_json::to_vec(&body).unwrap_or_default();
     let status = StatusCode::from_u16(problem.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = HttpResponse::with_body(status, Bytes::from(body)).map_into_boxed_body();
     set_static(&mut response, header::CONTENT_TYPE, "application/problem+json");
@@ -375,7 +390,8 @@ fn configure(service: &mut web::ServiceConfig, app: &Rc<App>, listener: Listener
         mounted.push(path);
         let mut resource = web::resource(path);
         let mut allow = String::from("OPTIONS");
-        for (index, route) in ROUTES.iter().enumerate().filter(|(_, route)| here(route) && route.path == path) {
+        for (index, route) in ROUTES.iter().enumerate().filter(|(_, route)| here(route) && route.path == path)
+        {
             resource = resource.route((route.mount)(app, index));
             allow.push_str(if route.method == "GET" { ", GET, HEAD" } else { ", POST" });
         }

@@ -1,456 +1,23 @@
 //! From what a caller sent to a command of the ledger.
 //!
-//! Everything that does not depend on the ledger's state is done here, outside its one writer:
-//! identifiers are parsed, the person is hashed, keys and fingerprint are made, and the programmes
-//! judge the sale. Past this point a document number exists only as a keyed hash.
+//! Everything that does not depend on the ledger's state is done here, outside its one writer: the
+//! person is hashed, keys and fingerprint are made, and the programmes judge the sale. Past this point
+//! a document number exists only as a keyed hash.
 
 use std::sync::Arc;
 
-use smallvec::{SmallVec, smallvec};
+use smallvec::smallvec;
 
-use super::json::{self, Fault, Node, Reader, Wrong};
-use crate::claim::{
-    ClaimId, Consumer, Device, Mode, ReturnReason, Sale, SaleChannel, Submitter, TradeIn,
-};
-use crate::identity::{
-    Gtin, IdType, IdempotencyKey, Imei, OrderLine, PersonDigest, PersonId, Reference, RegionCode,
-    SerialNumber,
-};
+use super::json::{Fault, Wrong};
+use super::sale::{ClaimBody, SaleBody};
+use crate::claim::{ClaimId, Consumer, Device, Sale, Submitter};
+use crate::identity::{IdempotencyKey, PersonDigest, PersonId, Reference};
 use crate::ledger::Published;
 use crate::ledger::command::{Draft, DraftKeys, Quote, Redeem};
 use crate::ledger::entry::Key;
-use crate::limits;
-use crate::money::Fen;
-use crate::programme::{Category, ProgrammeId};
+use crate::programme::ProgrammeId;
 use crate::rules::{self, Determination, Refused};
 use crate::secrets::{HashKey, HashKeys};
-use crate::time::{Day, Timestamp};
-
-const MODES: &[(&str, Mode)] = &[("hold", Mode::Hold), ("redeem", Mode::Redeem)];
-const SALE_CHANNELS: &[(&str, SaleChannel)] =
-    &[("online", SaleChannel::Online), ("offline", SaleChannel::Offline)];
-const LATE_REASONS: &[(&str, LateReason)] =
-    &[("offline", LateReason::Offline), ("outage", LateReason::Outage)];
-const RETURN_REASONS: &[(&str, ReturnReason)] = &[
-    ("unwanted", ReturnReason::Unwanted),
-    ("defective", ReturnReason::Defective),
-    ("wrong_item", ReturnReason::WrongItem),
-    ("other", ReturnReason::Other),
-];
-
-const ZERO_PRICE: Wrong = Wrong::new("amount-zero", "A price of nothing is no sale.", "售价不得为零。");
-const CATEGORY_MALFORMED: Wrong = Wrong::new(
-    "category-malformed",
-    "A category is a small letter followed by small letters, digits and underscores.",
-    "品类代码以小写字母开头，其后为小写字母、数字或下划线。",
-);
-const PROGRAMME_MALFORMED: Wrong = Wrong::new(
-    "programme-malformed",
-    "A programme is a small letter followed by small letters, digits and hyphens.",
-    "补贴政策代码以小写字母开头，其后为小写字母、数字或连字符。",
-);
-const IMEI_REPEATED: Wrong =
-    Wrong::new("imei-repeated", "The same IMEI stands here twice.", "同一IMEI重复出现。");
-const HOLDS_ONLY: Wrong =
-    Wrong::new("holds-only", "Only a hold lasts a number of minutes.", "仅预核销可指定时长。");
-
-/// Why a sale is sent in late. Coded, so that no free text is taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LateReason {
-    /// The till had no connection.
-    Offline,
-    /// The service, or something on the way to it, did not answer.
-    Outage,
-}
-
-/// A subsidy for the same item that another service paid.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ReceivedElsewhere {
-    /// Under which programme; it need not be one that is known here.
-    pub programme: ProgrammeId,
-    /// How much.
-    pub amount: Fen,
-}
-
-// --- Bodies ---
-
-/// The members of a claim as far as they were given, each canonical.
-#[derive(Debug)]
-struct Members {
-    mode: Option<Mode>,
-    order_no: Option<Reference>,
-    order_line: Option<OrderLine>,
-    category: Option<Category>,
-    price: Option<Fen>,
-    expected_subsidy: Option<Fen>,
-    region_code: Option<RegionCode>,
-    sold_at: Option<Timestamp>,
-    late_reason: Option<LateReason>,
-    consumer: Option<PersonId>,
-    device: Option<Device>,
-    hold_minutes: Option<u32>,
-    accept_programme: Option<ProgrammeId>,
-    sale_channel: Option<SaleChannel>,
-    store_code: Option<Reference>,
-    terminal_no: Option<Reference>,
-    invoice_no: Option<Reference>,
-    energy_grade: Option<u8>,
-    trade_in: Option<TradeIn>,
-    received_elsewhere: SmallVec<[ReceivedElsewhere; 1]>,
-}
-
-impl Members {
-    /// Asks for every member a claim may have. Where `whole`, those that a claim must have are
-    /// required; a quote needs only what the rules look at.
-    fn read(reader: &mut Reader<'_, '_>, today: Day, whole: bool) -> Self {
-        let mode = member(reader, "mode", whole, json::one_of(MODES));
-        let members = Self {
-            mode,
-            order_no: member(reader, "order_no", whole, reference),
-            order_line: reader.optional("order_line", order_line),
-            category: reader.required("category", category),
-            price: reader.required("price", price),
-            expected_subsidy: reader.optional("expected_subsidy", json::yuan),
-            region_code: reader.required("region_code", json::text(RegionCode::parse)),
-            sold_at: reader.required("sold_at", json::instant),
-            late_reason: reader.optional("late_reason", json::one_of(LATE_REASONS)),
-            consumer: if whole {
-                reader.object("consumer", |reader| consumer(reader, today))
-            } else {
-                reader.optional_object("consumer", |reader| consumer(reader, today))
-            },
-            device: if whole && mode == Some(Mode::Redeem) {
-                reader.object("device", device)
-            } else {
-                reader.optional_object("device", device)
-            },
-            hold_minutes: reader.optional("hold_minutes", json::whole(1, HOLD_MINUTES_MAX)),
-            accept_programme: reader.optional("accept_programme", programme),
-            sale_channel: member(reader, "sale_channel", whole, json::one_of(SALE_CHANNELS)),
-            store_code: reader.optional("store_code", reference),
-            terminal_no: reader.optional("terminal_no", reference),
-            invoice_no: reader.optional("invoice_no", reference),
-            energy_grade: reader.optional("energy_grade", energy_grade),
-            trade_in: reader.optional_object("trade_in", trade_in),
-            received_elsewhere: reader
-                .optional_array("received_elsewhere", limits::RECEIVED_ELSEWHERE_MAX, |place| {
-                    place.object(received_elsewhere)
-                })
-                .unwrap_or_default(),
-        };
-        if mode == Some(Mode::Redeem) && members.hold_minutes.is_some() {
-            reader.refuse("hold_minutes", HOLDS_ONLY);
-        }
-        members
-    }
-}
-
-/// Minutes that no programme's longest hold exceeds.
-const HOLD_MINUTES_MAX: u32 = hold_minutes(limits::HOLD_DAYS_MAX);
-const _: () = assert!(limits::HOLD_MINUTES_DEFAULT <= hold_minutes(1));
-
-const fn hold_minutes(days: u16) -> u32 {
-    days as u32 * 24 * 60
-}
-
-fn member<T>(
-    reader: &mut Reader<'_, '_>,
-    name: &'static str,
-    required: bool,
-    parse: impl FnOnce(&Node<'_>) -> Result<T, Wrong>,
-) -> Option<T> {
-    if required { reader.required(name, parse) } else { reader.optional(name, parse) }
-}
-
-fn reference(node: &Node<'_>) -> Result<Reference, Wrong> {
-    Ok(Reference::parse(json::string(node)?)?)
-}
-
-fn order_line(node: &Node<'_>) -> Result<OrderLine, Wrong> {
-    let number = json::whole(1, limits::ORDER_LINE_MAX.into())(node)?;
-    Ok(OrderLine::new(u16::try_from(number).unwrap_or_default())?)
-}
-
-fn category(node: &Node<'_>) -> Result<Category, Wrong> {
-    Category::parse(json::string(node)?).ok_or(CATEGORY_MALFORMED)
-}
-
-fn programme(node: &Node<'_>) -> Result<ProgrammeId, Wrong> {
-    ProgrammeId::parse(json::string(node)?).ok_or(PROGRAMME_MALFORMED)
-}
-
-fn price(node: &Node<'_>) -> Result<Fen, Wrong> {
-    Some(json::yuan(node)?).filter(|price| *price > Fen::ZERO).ok_or(ZERO_PRICE)
-}
-
-fn energy_grade(node: &Node<'_>) -> Result<u8, Wrong> {
-    json::whole(1, 5)(node).map(|grade| u8::try_from(grade).unwrap_or(u8::MAX))
-}
-
-fn consumer(reader: &mut Reader<'_, '_>, today: Day) -> Option<PersonId> {
-    let id_type = reader.required("id_type", json::text(IdType::parse));
-    reader.required("id_number", |node| {
-        let number = json::string(node)?;
-        // A number cannot be judged without its type, whose fault is told already.
-        id_type.map(|id_type| PersonId::parse(id_type, number, today)).transpose().map_err(Wrong::from)
-    })?
-}
-
-fn device(reader: &mut Reader<'_, '_>) -> Option<Device> {
-    let sn = reader.required("sn", json::text(SerialNumber::parse));
-    let barcode = reader.required("barcode", json::text(Gtin::parse));
-    let imei: Option<SmallVec<[Imei; 2]>> =
-        reader.optional_array("imei", limits::IMEI_MAX, |place| place.value(json::text(Imei::parse)));
-    let imei = imei.unwrap_or_default();
-    let repeated = |(index, one): (usize, &Imei)| imei.iter().take(index).any(|before| before == one);
-    if imei.iter().enumerate().any(repeated) {
-        reader.refuse("imei", IMEI_REPEATED);
-    }
-    Some(Device { sn: sn?, barcode: barcode?, imei })
-}
-
-fn trade_in(reader: &mut Reader<'_, '_>) -> Option<TradeIn> {
-    let sn = reader.required("sn", json::text(SerialNumber::parse));
-    let value = reader.required("value", json::yuan);
-    Some(TradeIn { sn: sn?, value: value? })
-}
-
-fn received_elsewhere(reader: &mut Reader<'_, '_>) -> Option<ReceivedElsewhere> {
-    let programme = reader.required("programme", programme);
-    let amount = reader.required("amount", json::yuan);
-    Some(ReceivedElsewhere { programme: programme?, amount: amount? })
-}
-
-/// The body of a claim: all that a caller says of one sale.
-#[derive(Debug)]
-pub struct ClaimBody {
-    mode: Mode,
-    order_no: Reference,
-    order_line: OrderLine,
-    category: Category,
-    price: Fen,
-    expected_subsidy: Option<Fen>,
-    region_code: RegionCode,
-    sold_at: Timestamp,
-    late_reason: Option<LateReason>,
-    consumer: PersonId,
-    device: Option<Device>,
-    hold_minutes: Option<u32>,
-    accept_programme: Option<ProgrammeId>,
-    sale_channel: SaleChannel,
-    store_code: Option<Reference>,
-    terminal_no: Option<Reference>,
-    invoice_no: Option<Reference>,
-    energy_grade: Option<u8>,
-    trade_in: Option<TradeIn>,
-    received_elsewhere: SmallVec<[ReceivedElsewhere; 1]>,
-}
-
-impl ClaimBody {
-    /// Reads a claim. `today` bounds dates of birth.
-    pub fn read(reader: &mut Reader<'_, '_>, today: Day) -> Option<Self> {
-        let members = Members::read(reader, today, true);
-        Some(Self {
-            mode: members.mode?,
-            order_no: members.order_no?,
-            order_line: members.order_line.unwrap_or_default(),
-            category: members.category?,
-            price: members.price?,
-            expected_subsidy: members.expected_subsidy,
-            region_code: members.region_code?,
-            sold_at: members.sold_at?,
-            late_reason: members.late_reason,
-            consumer: members.consumer?,
-            device: members.device,
-            hold_minutes: members.hold_minutes,
-            accept_programme: members.accept_programme,
-            sale_channel: members.sale_channel?,
-            store_code: members.store_code,
-            terminal_no: members.terminal_no,
-            invoice_no: members.invoice_no,
-            energy_grade: members.energy_grade,
-            trade_in: members.trade_in,
-            received_elsewhere: members.received_elsewhere,
-        })
-    }
-
-    /// The canonical bytes of everything the body says but for the person, who is hashed under each
-    /// key: one item for each value that is given, of a tag, the length and the value, in the order
-    /// of the tags. Two bodies have the same bytes if and only if they say the same. What is absent
-    /// has no item; what stands for its default has the default's; the IMEIs, which are a set, are
-    /// in ascending order.
-    fn content(&self) -> Content {
-        let mut content = Content::default();
-        let imei = self.device.as_ref().map(|device| device.imei.clone()).unwrap_or_default();
-        content.put(1, mode_byte(self.mode));
-        content.put(2, self.order_no.as_str());
-        content.put(3, self.order_line.get().to_be_bytes());
-        content.put(4, self.category.as_str());
-        content.fen(5, Some(self.price));
-        content.fen(6, self.expected_subsidy);
-        content.put(7, self.region_code.as_str());
-        content.put(8, self.sold_at.ms().to_be_bytes());
-        content.optional(9, self.late_reason.map(late_reason_byte));
-        content.optional(10, self.device.as_ref().map(|device| device.sn.as_str()));
-        content.optional(11, self.device.as_ref().map(|device| device.barcode.as_str()));
-        content.each(12, sorted(imei).iter().map(Imei::as_str));
-        if self.mode == Mode::Hold {
-            content.put(13, self.hold_minutes.unwrap_or(limits::HOLD_MINUTES_DEFAULT).to_be_bytes());
-        }
-        content.optional(14, self.accept_programme.as_ref().map(ProgrammeId::as_str));
-        content.put(15, sale_channel_byte(self.sale_channel));
-        content.optional(16, self.store_code.as_ref().map(Reference::as_str));
-        content.optional(17, self.terminal_no.as_ref().map(Reference::as_str));
-        content.optional(18, self.invoice_no.as_ref().map(Reference::as_str));
-        content.optional(19, self.energy_grade.map(u8::to_be_bytes));
-        content.optional(20, self.trade_in.as_ref().map(|trade_in| trade_in.sn.as_str()));
-        content.fen(21, self.trade_in.as_ref().map(|trade_in| trade_in.value));
-        for received in &self.received_elsewhere {
-            content.put(22, received.programme.as_str());
-            content.fen(23, Some(received.amount));
-        }
-        content
-    }
-}
-
-/// See [`ClaimBody::content`].
-#[derive(Default)]
-struct Content(SmallVec<[u8; 512]>);
-
-impl Content {
-    fn put(&mut self, tag: u8, value: impl AsRef<[u8]>) {
-        let value = value.as_ref();
-        self.0.push(tag);
-        self.0.extend_from_slice(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_be_bytes());
-        self.0.extend_from_slice(value);
-    }
-
-    fn optional(&mut self, tag: u8, value: Option<impl AsRef<[u8]>>) {
-        if let Some(value) = value {
-            self.put(tag, value);
-        }
-    }
-
-    fn each(&mut self, tag: u8, values: impl IntoIterator<Item = impl AsRef<[u8]>>) {
-        for value in values {
-            self.put(tag, value);
-        }
-    }
-
-    fn fen(&mut self, tag: u8, value: Option<Fen>) {
-        self.optional(tag, value.map(|value| value.get().to_be_bytes()));
-    }
-}
-
-// Fingerprints are kept as long as claims: these bytes never change their meaning.
-
-const fn mode_byte(mode: Mode) -> [u8; 1] {
-    match mode {
-        Mode::Hold => *b"h",
-        Mode::Redeem => *b"r",
-    }
-}
-
-const fn late_reason_byte(reason: LateReason) -> [u8; 1] {
-    match reason {
-        LateReason::Offline => *b"f",
-        LateReason::Outage => *b"u",
-    }
-}
-
-const fn sale_channel_byte(channel: SaleChannel) -> [u8; 1] {
-    match channel {
-        SaleChannel::Online => *b"n",
-        SaleChannel::Offline => *b"f",
-    }
-}
-
-fn sorted(mut imei: SmallVec<[Imei; 2]>) -> SmallVec<[Imei; 2]> {
-    imei.sort_unstable();
-    imei
-}
-
-/// The body of a quote: of a claim, what the rules look at, and anything else as far as it is known.
-#[derive(Debug)]
-pub struct QuoteBody {
-    category: Category,
-    price: Fen,
-    region_code: RegionCode,
-    sold_at: Timestamp,
-    others: Members,
-}
-
-impl QuoteBody {
-    /// Reads a quote. `today` bounds dates of birth.
-    pub fn read(reader: &mut Reader<'_, '_>, today: Day) -> Option<Self> {
-        let mut others = Members::read(reader, today, false);
-        Some(Self {
-            category: others.category.take()?,
-            price: others.price?,
-            region_code: others.region_code?,
-            sold_at: others.sold_at?,
-            others,
-        })
-    }
-
-    /// The price.
-    pub const fn price(&self) -> Fen {
-        self.price
-    }
-}
-
-/// The body of a redemption.
-#[derive(Clone, Debug)]
-pub struct RedeemBody {
-    /// The device, where the hold had none.
-    pub device: Option<Device>,
-    /// The invoice.
-    pub invoice_no: Option<Reference>,
-}
-
-impl RedeemBody {
-    /// Reads a redemption.
-    pub fn read(reader: &mut Reader<'_, '_>) -> Option<Self> {
-        let device = reader.optional_object("device", device);
-        let invoice_no = reader.optional("invoice_no", reference);
-        Some(Self { device, invoice_no })
-    }
-}
-
-/// The body of a return.
-#[derive(Clone, Copy, Debug)]
-pub struct ReturnBody {
-    /// Why the goods came back.
-    pub reason: ReturnReason,
-    /// When they did.
-    pub returned_at: Timestamp,
-}
-
-impl ReturnBody {
-    /// Reads a return.
-    pub fn read(reader: &mut Reader<'_, '_>) -> Option<Self> {
-        let reason = reader.required("reason", json::one_of(RETURN_REASONS));
-        let returned_at = reader.required("returned_at", json::instant);
-        Some(Self { reason: reason?, returned_at: returned_at? })
-    }
-}
-
-/// The body of a cancellation by key.
-#[derive(Clone, Debug)]
-pub struct CancelBody {
-    /// The key that the lost request had.
-    pub idempotency_key: IdempotencyKey,
-}
-
-impl CancelBody {
-    /// Reads a cancellation.
-    pub fn read(reader: &mut Reader<'_, '_>) -> Option<Self> {
-        let idempotency_key = reader.required("idempotency_key", json::text(IdempotencyKey::parse));
-        Some(Self { idempotency_key: idempotency_key? })
-    }
-}
-
-// --- Commands ---
 
 /// What commands are prepared with.
 #[derive(Clone, Copy, Debug)]
@@ -473,131 +40,110 @@ impl Preparation<'_> {
         body: ClaimBody,
         entropy: u128,
     ) -> Result<Draft, Fault> {
-        let judgement = self.judge(&rules::Sale {
-            category: body.category.as_str(),
-            price: body.price,
-            region: body.region_code,
-            sold_at: body.sold_at,
-            energy_grade: body.energy_grade,
-            trade_in_value: body.trade_in.as_ref().map(|trade_in| trade_in.value),
-            accept_programme: body.accept_programme.as_ref().map(ProgrammeId::as_str),
-        });
-        check_hold(body.hold_minutes, &judgement)?;
-
+        let ClaimBody { mode, order_no, consumer, sale_channel, sale } = &body;
+        let judgement = self.judge(sale)?;
         let keys = &self.published.keys;
-        let person = body.consumer.identity_bytes();
-        let year = body.sold_at.year();
+        let order_line = sale.order_line.unwrap_or_default();
+        let year = sale.sold_at.year();
         let content = body.content();
         let hashed = |hash_key: &HashKey| {
-            let digest = PersonDigest::new(hash_key.digest(person).hash);
-            let fingerprint = hash_key.mac([b"claim".as_slice(), content.0.as_slice(), digest.bytes()]);
-            (digest, (Arc::clone(hash_key.label()), Key::new(fingerprint)))
+            let digest = PersonDigest::new(hash_key.digest(consumer.identity_bytes()).hash);
+            let fingerprint = hash_key.mac([b"claim", content.bytes(), digest.bytes()]);
+            let person = keys.person(&digest, sale.category.as_str(), year);
+            (digest, person, (Arc::clone(hash_key.label()), Key::new(fingerprint)))
         };
-        let key_of = |digest: &PersonDigest| keys.person(digest, body.category.as_str(), year);
-        let (digest, fingerprint) = hashed(self.hash_keys.writing());
-        let consumer =
-            Consumer { id_type: body.consumer.id_type(), key: Arc::clone(&fingerprint.0), digest };
-        let mut persons = smallvec![key_of(&digest)];
+        let (digest, person, fingerprint) = hashed(self.hash_keys.writing());
+        let written = Consumer { id_type: consumer.id_type(), key: Arc::clone(&fingerprint.0), digest };
+        let mut persons = smallvec![person];
         let mut fingerprints = smallvec![fingerprint];
         for hash_key in self.hash_keys.live().skip(1) {
-            let (digest, fingerprint) = hashed(hash_key);
-            persons.push(key_of(&digest));
+            let (_, person, fingerprint) = hashed(hash_key);
+            persons.push(person);
             fingerprints.push(fingerprint);
         }
-        let draft_keys = DraftKeys {
-            request: self.request(&by, idempotency_key),
-            fingerprints,
-            order_line: keys.order_line(&by.retailer, &body.order_no, body.order_line),
-            persons,
-            device: body.device.as_ref().map(|device| keys.device(device)).unwrap_or_default(),
-            trade_in: body.trade_in.as_ref().map(|trade_in| keys.trade_in(&trade_in.sn)),
-        };
         Ok(Draft {
-            mode: body.mode,
-            hold_minutes: body.hold_minutes,
-            expected_subsidy: body.expected_subsidy,
-            accept_programme: body.accept_programme,
-            late: body.late_reason.is_some(),
-            received_elsewhere: !body.received_elsewhere.is_empty(),
-            keys: draft_keys,
+            mode: *mode,
+            hold_minutes: sale.hold_minutes,
+            expected_subsidy: sale.expected_subsidy,
+            late: sale.late_reason.is_some(),
+            received_elsewhere: !sale.received_elsewhere.is_empty(),
+            keys: DraftKeys {
+                request: self.request(&by, idempotency_key),
+                fingerprints,
+                order_line: keys.order_line(&by.retailer, order_no, order_line),
+                persons,
+                device: sale.device.as_ref().map(|device| keys.device(device)).unwrap_or_default(),
+                trade_in: sale.trade_in.as_ref().map(|trade_in| keys.trade_in(&trade_in.sn)),
+            },
             judgement,
             judged_at: self.published.activated_at,
             entropy,
             sale: Arc::new(Sale {
+                order_line,
+                price: sale.price,
+                region_code: sale.region_code,
+                sold_at: sale.sold_at,
+                consumer: written,
+                sale_channel: *sale_channel,
+                energy_grade: sale.energy_grade,
                 order_no: body.order_no,
-                order_line: body.order_line,
-                category: body.category,
-                price: body.price,
-                region_code: body.region_code,
-                sold_at: body.sold_at,
-                consumer,
-                device: body.device,
-                sale_channel: body.sale_channel,
-                store_code: body.store_code,
-                terminal_no: body.terminal_no,
-                invoice_no: body.invoice_no,
-                energy_grade: body.energy_grade,
-                trade_in: body.trade_in,
+                category: body.sale.category,
+                device: body.sale.device,
+                store_code: body.sale.store_code,
+                terminal_no: body.sale.terminal_no,
+                invoice_no: body.sale.invoice_no,
+                trade_in: body.sale.trade_in,
             }),
+            accept_programme: body.sale.accept_programme,
             by,
         })
     }
 
-    /// The claim to judge for `by` without making it.
+    /// What `by` would get for a sale, to be judged without making a claim.
     ///
     /// # Errors
     /// As [`Preparation::draft`].
-    pub fn quote(&self, by: &Submitter, body: QuoteBody) -> Result<Quote, Fault> {
-        let others = body.others;
-        let trade_in_value = others.trade_in.as_ref().map(|trade_in| trade_in.value);
-        let judgement = self.judge(&rules::Sale {
-            category: body.category.as_str(),
-            price: body.price,
-            region: body.region_code,
-            sold_at: body.sold_at,
-            energy_grade: others.energy_grade,
-            trade_in_value,
-            accept_programme: others.accept_programme.as_ref().map(ProgrammeId::as_str),
-        });
-        check_hold(others.hold_minutes, &judgement)?;
-
+    pub fn quote(&self, by: &Submitter, sale: SaleBody) -> Result<Quote, Fault> {
+        let judgement = self.judge(&sale)?;
         let keys = &self.published.keys;
-        let line = others.order_line.unwrap_or_default();
-        let order_line = others.order_no.map(|order_no| keys.order_line(&by.retailer, &order_no, line));
-        let year = body.sold_at.year();
-        let persons = others.consumer.map(|person| {
-            self.hash_keys
-                .live()
-                .map(|hash_key| PersonDigest::new(hash_key.digest(person.identity_bytes()).hash))
-                .map(|digest| keys.person(&digest, body.category.as_str(), year))
-                .collect()
-        });
+        let order_line = sale.order_line.unwrap_or_default();
+        let year = sale.sold_at.year();
+        let person = |person: &PersonId| {
+            let hashed = self.hash_keys.live().map(|hash_key| hash_key.digest(person.identity_bytes()).hash);
+            hashed.map(|hash| keys.person(&PersonDigest::new(hash), sale.category.as_str(), year)).collect()
+        };
         Ok(Quote {
-            price: body.price,
-            region_code: body.region_code,
-            sold_at: body.sold_at,
-            energy_grade: others.energy_grade,
-            trade_in_value,
-            accept_programme: others.accept_programme,
-            expected_subsidy: others.expected_subsidy,
-            received_elsewhere: !others.received_elsewhere.is_empty(),
-            order_line,
-            persons: persons.unwrap_or_default(),
-            device: others.device.as_ref().map(|device| keys.device(device)).unwrap_or_default(),
-            trade_in: others.trade_in.as_ref().map(|trade_in| keys.trade_in(&trade_in.sn)),
+            price: sale.price,
+            region_code: sale.region_code,
+            sold_at: sale.sold_at,
+            energy_grade: sale.energy_grade,
+            trade_in_value: sale.trade_in.as_ref().map(|trade_in| trade_in.value),
+            expected_subsidy: sale.expected_subsidy,
+            received_elsewhere: !sale.received_elsewhere.is_empty(),
+            order_line: sale.order_no.as_ref().map(|order| keys.order_line(&by.retailer, order, order_line)),
+            persons: sale.consumer.as_ref().map(person).unwrap_or_default(),
+            device: sale.device.as_ref().map(|device| keys.device(device)).unwrap_or_default(),
+            trade_in: sale.trade_in.as_ref().map(|trade_in| keys.trade_in(&trade_in.sn)),
             judgement,
             judged_at: self.published.activated_at,
-            category: body.category,
+            category: sale.category,
+            accept_programme: sale.accept_programme,
         })
     }
 
-    /// The hold to redeem.
-    pub fn redeem(&self, by: Submitter, claim_id: ClaimId, body: RedeemBody) -> Redeem {
-        let device = body.device.map(|device| {
+    /// The hold to redeem, with the device it is redeemed with.
+    pub fn redeem(
+        &self,
+        by: Submitter,
+        claim_id: ClaimId,
+        device: Option<Device>,
+        invoice_no: Option<Reference>,
+    ) -> Redeem {
+        let device = device.map(|device| {
             let keys = self.published.keys.device(&device);
             (device, keys)
         });
-        Redeem { by, claim_id, device, invoice_no: body.invoice_no }
+        Redeem { by, claim_id, device, invoice_no }
     }
 
     /// The name of a request: its idempotency key within retailer and integrator.
@@ -605,8 +151,22 @@ impl Preparation<'_> {
         self.published.keys.request(&by.retailer, by.platform.as_deref(), idempotency_key.as_str())
     }
 
-    fn judge(&self, sale: &rules::Sale<'_>) -> Result<Determination, Refused> {
-        rules::determine(&self.published.programmes, sale)
+    /// What the programmes say of a sale.
+    fn judge(&self, sale: &SaleBody) -> Result<Result<Determination, Refused>, Fault> {
+        let judgement = rules::determine(
+            &self.published.programmes,
+            &rules::Sale {
+                category: sale.category.as_str(),
+                price: sale.price,
+                region: sale.region_code,
+                sold_at: sale.sold_at,
+                energy_grade: sale.energy_grade,
+                trade_in_value: sale.trade_in.as_ref().map(|trade_in| trade_in.value),
+                accept_programme: sale.accept_programme.as_ref().map(ProgrammeId::as_str),
+            },
+        );
+        check_hold(sale.hold_minutes, &judgement)?;
+        Ok(judgement)
     }
 }
 
@@ -614,7 +174,7 @@ impl Preparation<'_> {
 /// and no hold either.
 fn check_hold(minutes: Option<u32>, judgement: &Result<Determination, Refused>) -> Result<(), Fault> {
     let (Some(minutes), Ok(determination)) = (minutes, judgement) else { return Ok(()) };
-    let most = hold_minutes(determination.chosen().programme.hold_days_max.value);
+    let most = u32::from(determination.chosen().programme.hold_days_max.value) * 24 * 60;
     if minutes <= most {
         return Ok(());
     }
@@ -631,10 +191,14 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::http::extract::Readable;
+    use crate::http::json;
     use crate::identity::Uscc;
     use crate::ledger::KeyRing;
+    use crate::money::Fen;
     use crate::programme::{ProgrammeHistory, ProgrammeSet, shipped};
     use crate::secrets::{HashKeyId, HashKeySource, KeyUse};
+    use crate::time::Day;
 
     const TODAY: &str = "2026-11-23";
 
@@ -643,7 +207,13 @@ mod tests {
         let mut history = ProgrammeHistory::default();
         history.activate(Arc::clone(&programmes)).unwrap();
         let keys = KeyRing::new(Key::new([7; 16]));
-        Published { programmes, history: Arc::new(history), activated_at: 2, keys }
+        Published {
+            programmes,
+            history: Arc::new(history),
+            activated_at: 2,
+            keys,
+            hash_keys: Default::default(),
+        }
     }
 
     /// Live hash keys: one that writes and one that only checks, with secrets made of these bytes.
@@ -744,7 +314,11 @@ mod tests {
         }
         let without = |pointer, empty| {
             let bare = with(&sale(), pointer, None);
-            assert_eq!(fingerprint(&bare), fingerprint(&with(&bare, pointer, Some(Value::Null))), "{pointer}");
+            assert_eq!(
+                fingerprint(&bare),
+                fingerprint(&with(&bare, pointer, Some(Value::Null))),
+                "{pointer}"
+            );
             assert_eq!(fingerprint(&bare), fingerprint(&with(&bare, pointer, Some(empty))), "{pointer}");
         };
         without("/device/imei", json!([]));
@@ -753,7 +327,8 @@ mod tests {
             without(pointer, Value::Null);
         }
         let members = sale().as_object().unwrap().clone();
-        let backwards: Vec<_> = members.iter().rev().map(|(name, value)| format!(" {name:?}:\t{value}\n")).collect();
+        let backwards: Vec<_> =
+            members.iter().rev().map(|(name, value)| format!(" {name:?}:\t{value}\n")).collect();
         assert_eq!(fingerprint(&sale()), fingerprint_of(&format!("{{{}}}", backwards.join(","))));
     }
 
@@ -884,9 +459,9 @@ mod tests {
         assert!(quote.order_line.is_none() && quote.persons.is_empty() && quote.device.is_empty());
     }
 
-    fn quote(body: &Value) -> Result<QuoteBody, Vec<Fault>> {
+    fn quote(body: &Value) -> Result<SaleBody, Vec<Fault>> {
         let today = Day::parse(TODAY).unwrap();
-        json::body(body.to_string().as_bytes(), |reader| QuoteBody::read(reader, today))
+        json::body(body.to_string().as_bytes(), |reader| <SaleBody as Readable>::read(reader, today))
     }
 
     #[test]
@@ -943,7 +518,16 @@ mod tests {
         let required: Vec<_> = faults(&json!({})).into_iter().map(|(pointer, _)| pointer).collect();
         assert_eq!(
             required,
-            ["/mode", "/order_no", "/category", "/price", "/region_code", "/sold_at", "/consumer", "/sale_channel"]
+            [
+                "/mode",
+                "/order_no",
+                "/category",
+                "/price",
+                "/region_code",
+                "/sold_at",
+                "/consumer",
+                "/sale_channel"
+            ]
         );
     }
 

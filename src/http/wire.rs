@@ -9,7 +9,6 @@ use std::fmt::Display;
 use serde::{Serialize, Serializer};
 use smallvec::SmallVec;
 use utoipa::ToSchema;
-use utoipa::openapi::schema::{Object, ObjectBuilder, Type};
 
 use crate::claim::{self, ClaimId, FundId, Status};
 use crate::identity::{Gtin, IdType, Imei, OrderLine, Reference, RegionCode, SerialNumber, Uscc};
@@ -37,7 +36,7 @@ pub struct Claim<'a> {
     #[schema(value_type = String, format = "uuid")]
     claim_id: ClaimId,
     /// `held` → `redeemed` | `released` | `expired` | `cancelled`; `redeemed` → `returned` | `cancelled`.
-    #[schema(schema_with = status_schema)]
+    #[schema(inline)]
     status: Status,
     /// The unified social credit code of the retailer it belongs to.
     #[schema(value_type = String, example = "91330100MA27U00014")]
@@ -93,13 +92,6 @@ pub struct Claim<'a> {
     /// The claim's last entry in the journal.
     #[schema(inline)]
     journal: Journal,
-}
-
-fn status_schema() -> Object {
-    ObjectBuilder::new()
-        .schema_type(Type::String)
-        .enum_values(Some(Status::ALL.map(Status::name)))
-        .build()
 }
 
 /// A device, canonical.
@@ -217,7 +209,13 @@ impl<'a> Determination<'a> {
     fn recorded(judged: &'a [Judged], history: &'a ProgrammeHistory) -> Option<Self> {
         let version = |judged: &'a Judged| {
             let programme = history.get(judged.programme.as_str(), judged.version)?;
-            Some(Considered::new(programme, judged.price_base, judged.computed, judged.amount, judged.verdict))
+            Some(Considered::new(
+                programme,
+                judged.price_base,
+                judged.computed,
+                judged.amount,
+                judged.verdict,
+            ))
         };
         let first = judged.first()?;
         let leading = history.get(first.programme.as_str(), first.version)?;

@@ -306,6 +306,18 @@ fn only_asks(command: &Command) -> bool {
     )
 }
 
+/// Says that the ledger is not there any more, however the writer ended.
+struct Alarm(Arc<Shared>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.0.healthy.store(false, Ordering::Relaxed);
+        if std::thread::panicking() {
+            tracing::error!("the writer failed; the process must be started anew");
+        }
+    }
+}
+
 /// The writer's desk.
 struct Desk {
     state: State,
@@ -338,6 +350,7 @@ impl Desk {
     }
 
     fn run(mut self, queue: &Receiver<Work>) {
+        let _until_the_end = Alarm(Arc::clone(&self.shared));
         let mut works: Vec<Work> = Vec::new();
         loop {
             let first = match self.until_next_expiry() {
@@ -564,7 +577,9 @@ impl Desk {
             let activated = |stored: &Arc<Stored>| {
                 matches!(
                     stored.entry.event,
-                    Event::ProgrammesActivated { .. } | Event::JournalOpened { .. } | Event::HashKeyIntroduced { .. }
+                    Event::ProgrammesActivated { .. }
+                        | Event::JournalOpened { .. }
+                        | Event::HashKeyIntroduced { .. }
                 )
             };
             if self.fresh.iter().any(activated) {
