@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::id_of;
 use crate::support::identifiers::{fifteen_digits, fresh_barcode, fresh_resident_id};
-use crate::support::{Answer, Caller, Options, Random, Sale, Service, Timestamp, Value, fen, fresh_key, fresh_number, instant, json, yuan};
+use crate::support::{
+    Answer, Caller, Options, Random, Sale, Service, Timestamp, Value, fen, fresh_key, fresh_number, instant,
+    json, yuan,
+};
 
 const SECOND: i64 = 1000;
 const MINUTE: i64 = 60 * SECOND;
@@ -72,7 +75,14 @@ const PROGRAMMES: [Programme; 4] = [
     },
     Programme {
         id: "national-appliances-2026",
-        categories: &["refrigerator", "washing_machine", "television", "air_conditioner", "computer", "water_heater"],
+        categories: &[
+            "refrigerator",
+            "washing_machine",
+            "television",
+            "air_conditioner",
+            "computer",
+            "water_heater",
+        ],
         regions: "",
         from: "2026-01-01",
         to: "2026-12-31",
@@ -83,8 +93,10 @@ const PROGRAMMES: [Programme; 4] = [
     },
 ];
 
-const CITIES: [&str; 11] =
-    ["330100", "330200", "330300", "330400", "330500", "330600", "330700", "330800", "330900", "331000", "331100"];
+const CITIES: [&str; 11] = [
+    "330100", "330200", "330300", "330400", "330500", "330600", "330700", "330800", "330900", "331000",
+    "331100",
+];
 
 /// The day in Shanghai.
 fn day(at: i64) -> String {
@@ -190,7 +202,10 @@ impl Model {
         for programme in PROGRAMMES.iter().filter(|programme| programme.is_in_force(now)) {
             for city in CITIES {
                 let open = self.funds.values().any(|fund| {
-                    fund.programme == programme.id && fund.region == city && fund.from <= day(now) && day(now) <= fund.to
+                    fund.programme == programme.id
+                        && fund.region == city
+                        && fund.from <= day(now)
+                        && day(now) <= fund.to
                 });
                 if !open {
                     let fund = Fund {
@@ -248,7 +263,9 @@ impl Model {
         let day = day(sold_at);
         let covering = [region.to_owned(), format!("{}00", &region[..4]), format!("{}0000", &region[..2])];
         covering.iter().find_map(|covering| {
-            let fits = |fund: &Fund| fund.programme == programme && fund.region == *covering && fund.from <= day && day <= fund.to;
+            let fits = |fund: &Fund| {
+                fund.programme == programme && fund.region == *covering && fund.from <= day && day <= fund.to
+            };
             self.funds.iter().find(|(_, fund)| fits(fund)).map(|(id, _)| id)
         })
     }
@@ -284,7 +301,8 @@ impl Model {
         let (price, sold_at) = (fen(&sale["price"]), instant(text("sold_at")).ms());
         let accepted = sale["accept_programme"].as_str();
 
-        let mut candidates: Vec<&Programme> = PROGRAMMES.iter().filter(|programme| programme.categories.contains(&category)).collect();
+        let mut candidates: Vec<&Programme> =
+            PROGRAMMES.iter().filter(|programme| programme.categories.contains(&category)).collect();
         if candidates.is_empty() {
             return refused("category-not-eligible");
         }
@@ -305,11 +323,15 @@ impl Model {
         if sold_at < now - back || sold_at > now + 5 * MINUTE || (late && year(sold_at) != year(now)) {
             return refused("sold-at-out-of-range");
         }
-        candidates.retain(|programme| programme.ceiling_fen.is_none_or(|ceiling| price <= ceiling) && programme.pays(price) > 0);
+        candidates.retain(|programme| {
+            programme.ceiling_fen.is_none_or(|ceiling| price <= ceiling) && programme.pays(price) > 0
+        });
         if candidates.is_empty() {
             return refused("price-not-eligible");
         }
-        candidates.retain(|programme| programme.grade.is_none_or(|grade| sale["energy_grade"].as_i64() == Some(grade)));
+        candidates.retain(|programme| {
+            programme.grade.is_none_or(|grade| sale["energy_grade"].as_i64() == Some(grade))
+        });
         if candidates.is_empty() {
             return refused("condition-not-met");
         }
@@ -334,8 +356,12 @@ impl Model {
             return refused("consumer-limit-reached");
         }
         if let Some(lack) = self.lack(chosen, subsidy, region, sold_at) {
-            let others = candidates[1..].iter().filter(|other| self.lack(other, other.pays(price), region, sold_at).is_none());
-            let alternatives: Vec<_> = others.map(|other| json!({"programme": other.id, "subsidy": yuan(other.pays(price))})).collect();
+            let others = candidates[1..]
+                .iter()
+                .filter(|other| self.lack(other, other.pays(price), region, sold_at).is_none());
+            let alternatives: Vec<_> = others
+                .map(|other| json!({"programme": other.id, "subsidy": yuan(other.pays(price))}))
+                .collect();
             return Expected::Refused(lack, Some(json!(alternatives)));
         }
         if sale["expected_subsidy"].as_str().is_some_and(|expected| expected != yuan(subsidy)) {
@@ -404,7 +430,11 @@ impl Names {
     fn of(retailer: usize, sale: &Value) -> Self {
         let sold_at = instant(sale["sold_at"].as_str().unwrap()).ms();
         Self {
-            order: format!("order {retailer} {} {}", sale["order_no"], sale["order_line"].as_u64().unwrap_or(1)),
+            order: format!(
+                "order {retailer} {} {}",
+                sale["order_no"],
+                sale["order_line"].as_u64().unwrap_or(1)
+            ),
             device: sale.get("device").map(Model::device_names).unwrap_or_default(),
             trade_in: sale.get("trade_in").map(|old| format!("old {}", old["sn"])),
             person: format!("{} {} {}", sale["consumer"]["id_number"], sale["category"], year(sold_at)),
@@ -437,12 +467,22 @@ impl Run {
     fn sale(&mut self) -> Value {
         let now = self.now();
         let random = &mut self.random;
-        let category = *random.pick(&["smart_glasses", "smart_glasses", "smart_bionic", "smart_home_robot", "phone", "tablet", "computer", "toaster"]);
+        let category = *random.pick(&[
+            "smart_glasses",
+            "smart_glasses",
+            "smart_bionic",
+            "smart_home_robot",
+            "phone",
+            "tablet",
+            "computer",
+            "toaster",
+        ]);
         let price = match random.below(6) {
             0 => *random.pick(&[6, 7, 333_339, 333_340, 600_000, 600_001, 1_333_333, 1_333_334, 2_000_000]),
             _ => 10_000 + i64::try_from(random.below(900_000)).unwrap(),
         };
-        let region = *random.pick(&["330106", "330106", "330106", "330108", "330206", "330100", "330000", "110101"]);
+        let region =
+            *random.pick(&["330106", "330106", "330106", "330108", "330206", "330100", "330000", "110101"]);
         let back = match random.below(20) {
             0 => 30 * MINUTE,
             1 => -10 * MINUTE,
@@ -450,10 +490,13 @@ impl Run {
             3 => 10 * MINUTE,
             _ => MINUTE,
         };
-        let mut sale = Sale::at(Timestamp::from_ms(now - back)).category(category).price(&yuan(price)).region(region);
+        let mut sale =
+            Sale::at(Timestamp::from_ms(now - back)).category(category).price(&yuan(price)).region(region);
         if random.chance(4) {
             let hours = *random.pick(&[2, 30, 71, 73, 200]);
-            sale = sale.with("/sold_at", Timestamp::from_ms(now - hours * HOUR).to_string()).with("/late_reason", "outage");
+            sale = sale
+                .with("/sold_at", Timestamp::from_ms(now - hours * HOUR).to_string())
+                .with("/late_reason", "outage");
         }
         if random.chance(35) {
             let person = random.below(self.people.len() as u64) as usize;
@@ -475,16 +518,27 @@ impl Run {
             sale = sale.with("/energy_grade", *random.pick(&[1, 1, 1, 2]));
         }
         if random.chance(4) {
-            sale = sale.with("/received_elsewhere", json!([{"programme": "national-digital-2026", "amount": "1.00"}]));
+            sale = sale.with(
+                "/received_elsewhere",
+                json!([{"programme": "national-digital-2026", "amount": "1.00"}]),
+            );
         }
         if random.chance(6) {
-            sale = sale.with("/order_no", format!("SO-shared-{}", random.below(30))).with("/order_line", random.below(3) + 1);
+            sale = sale
+                .with("/order_no", format!("SO-shared-{}", random.below(30)))
+                .with("/order_line", random.below(3) + 1);
         }
         if random.chance(6) {
-            sale = sale.with("/trade_in", json!({"sn": format!("OLD-{}", random.below(200)), "value": "10.00"}));
+            sale =
+                sale.with("/trade_in", json!({"sn": format!("OLD-{}", random.below(200)), "value": "10.00"}));
         }
         if random.chance(5) {
-            let programme = *random.pick(&["zj-ai-25", "national-digital-2026", "national-appliances-2026", "no-such-programme"]);
+            let programme = *random.pick(&[
+                "zj-ai-25",
+                "national-digital-2026",
+                "national-appliances-2026",
+                "no-such-programme",
+            ]);
             sale = sale.with("/accept_programme", programme);
         }
         if random.chance(6) {
@@ -505,7 +559,10 @@ impl Run {
     fn respelled(&mut self, sale: &Value) -> Value {
         let mut sale = sale.clone();
         match self.random.below(4) {
-            0 => sale["consumer"]["id_number"] = fifteen_digits(sale["consumer"]["id_number"].as_str().unwrap()).into(),
+            0 => {
+                sale["consumer"]["id_number"] =
+                    fifteen_digits(sale["consumer"]["id_number"].as_str().unwrap()).into()
+            }
             1 => {
                 let lower = sale["consumer"]["id_number"].as_str().unwrap().to_lowercase();
                 sale["consumer"]["id_number"] = lower.into();
@@ -526,7 +583,8 @@ impl Run {
         self.model.pass_to(now);
         let expected = self.model.judge(retailer, key, sale, now);
         let answer = self.tills[retailer].post_under(key, "/v1/claims", sent);
-        let context = || format!("command {}: {sent}\nanswered {}\nexpected {expected:?}", self.done, answer.text());
+        let context =
+            || format!("command {}: {sent}\nanswered {}\nexpected {expected:?}", self.done, answer.text());
         match &expected {
             Expected::Refused(code, alternatives) => {
                 assert_eq!(answer.code(), *code, "{}", context());
@@ -538,17 +596,28 @@ impl Run {
             }
             Expected::Replay(claim) => {
                 let first = &self.model.claims[*claim].answer;
-                assert!(answer.is_replay() && answer.status == 201 && answer.body == first.body, "{}", context());
+                assert!(
+                    answer.is_replay() && answer.status == 201 && answer.body == first.body,
+                    "{}",
+                    context()
+                );
                 self.count("replayed");
             }
             Expected::Made { status, subsidy, programme, fund } => {
                 assert_eq!(answer.status, 201, "{}", context());
                 assert!(!answer.is_replay(), "{}", context());
                 let claim = answer.json();
-                for (member, value) in [("status", *status), ("subsidy", subsidy), ("programme", programme), ("fund_id", fund)] {
+                for (member, value) in
+                    [("status", *status), ("subsidy", subsidy), ("programme", programme), ("fund_id", fund)]
+                {
                     assert_eq!(claim[member], value, "{member}: {}", context());
                 }
-                assert_eq!(fen(&claim["payable"]), fen(&claim["price"]) - fen(&claim["subsidy"]), "{}", context());
+                assert_eq!(
+                    fen(&claim["payable"]),
+                    fen(&claim["price"]) - fen(&claim["subsidy"]),
+                    "{}",
+                    context()
+                );
                 let created_at = instant(claim["created_at"].as_str().unwrap()).ms();
                 assert!((created_at - now).abs() < MARGIN / 2, "{}", context());
                 if *status == "held" {
@@ -574,14 +643,20 @@ impl Run {
     /// Whether the key of a claim that has ended may be near its forgetting, or past it.
     fn may_be_forgotten(&self, claim: usize) -> bool {
         let claim = &self.model.claims[claim];
-        claim.ended_at != i64::MAX && claim.status != Status::Returned && self.now() - claim.ended_at > 29 * DAY
+        claim.ended_at != i64::MAX
+            && claim.status != Status::Returned
+            && self.now() - claim.ended_at > 29 * DAY
     }
 
     #[track_caller]
     fn must_be(&mut self, claim: usize, answer: &Answer, status: Status, what: &str) {
         let told = answer.must_be(200);
         let known = &self.model.claims[claim];
-        assert_eq!((told["claim_id"].as_str(), told["status"].as_str()), (Some(known.id.as_str()), Some(status.name())), "{what}");
+        assert_eq!(
+            (told["claim_id"].as_str(), told["status"].as_str()),
+            (Some(known.id.as_str()), Some(status.name())),
+            "{what}"
+        );
         assert_eq!(fen(&told["subsidy"]), known.subsidy, "{what}");
         self.count(what);
     }
@@ -603,7 +678,8 @@ impl Run {
             0 => device.clone(),
             1 if !self.devices.is_empty() => Some(self.random.pick(&self.devices).clone()),
             2 | 3 => {
-                let fresh = json!({"sn": format!("SN-{}", fresh_number()), "barcode": fresh_barcode(), "imei": []});
+                let fresh =
+                    json!({"sn": format!("SN-{}", fresh_number()), "barcode": fresh_barcode(), "imei": []});
                 self.devices.push(fresh.clone());
                 Some(fresh)
             }
@@ -612,7 +688,11 @@ impl Run {
         let reason = *self.random.pick(&["unwanted", "unwanted", "defective"]);
         let till = self.tills[retailer].clone();
         let answer = match verb {
-            "redeem" => till.act(&id, "redeem", &offered.as_ref().map_or(json!({}), |device| json!({"device": device}))),
+            "redeem" => till.act(
+                &id,
+                "redeem",
+                &offered.as_ref().map_or(json!({}), |device| json!({"device": device})),
+            ),
             "release" => till.release(&id),
             "return" => {
                 let at = Timestamp::from_ms(now.max(sold_at)).to_string();
@@ -638,9 +718,12 @@ impl Run {
                 let fault = match &offered {
                     None if device.is_none() => Some("device-required"),
                     None => None,
-                    Some(offered) if device.is_some() => (!same_device(offered)).then_some("claim-state-conflict"),
+                    Some(offered) if device.is_some() => {
+                        (!same_device(offered)).then_some("claim-state-conflict")
+                    }
                     Some(offered) => {
-                        let taken = Model::device_names(offered).iter().any(|name| self.model.taken.contains(name));
+                        let taken =
+                            Model::device_names(offered).iter().any(|name| self.model.taken.contains(name));
                         taken.then_some("device-already-subsidised")
                     }
                 };
@@ -669,7 +752,9 @@ impl Run {
                 self.must_be(claim, &answer, Status::Released, "hold released");
                 self.model.end(claim, Status::Released, now);
             }
-            ("release", Status::Released | Status::Expired) => self.must_be(claim, &answer, status, "released again"),
+            ("release", Status::Released | Status::Expired) => {
+                self.must_be(claim, &answer, status, "released again")
+            }
             ("return", Status::Redeemed) => {
                 self.must_be(claim, &answer, Status::Returned, "claim returned");
                 self.model.end(claim, Status::Returned, now);
@@ -679,7 +764,13 @@ impl Run {
                 self.must_be(claim, &answer, Status::Returned, "returned again");
             }
             _ => {
-                assert_eq!(answer.code(), "claim-state-conflict", "{}: {verb} {status:?}: {}", self.done, answer.text());
+                assert_eq!(
+                    answer.code(),
+                    "claim-state-conflict",
+                    "{}: {verb} {status:?}: {}",
+                    self.done,
+                    answer.text()
+                );
                 self.count("claim-state-conflict");
             }
         }
@@ -722,7 +813,12 @@ impl Run {
                 }
                 let told = answer.must_be(200);
                 let after = self.model.claims[claim].status.name();
-                assert_eq!((told["outcome"].as_str(), told["claim"]["status"].as_str()), (Some(outcome), Some(after)), "{}", self.done);
+                assert_eq!(
+                    (told["outcome"].as_str(), told["claim"]["status"].as_str()),
+                    (Some(outcome), Some(after)),
+                    "{}",
+                    self.done
+                );
                 self.count(outcome);
             }
         }
@@ -790,7 +886,16 @@ impl Run {
                 self.count("fund-overlaps");
             } else {
                 answer.must_be(201);
-                let fund = Fund { programme: programme.into(), region: region.into(), from, to, budget, held: 0, redeemed: 0, frozen: false };
+                let fund = Fund {
+                    programme: programme.into(),
+                    region: region.into(),
+                    from,
+                    to,
+                    budget,
+                    held: 0,
+                    redeemed: 0,
+                    frozen: false,
+                };
                 self.model.funds.insert(id, fund);
                 self.count("fund opened");
             }
@@ -854,8 +959,13 @@ impl Run {
         let regulator = self.service.regulator();
         for (id, fund) in &self.model.funds {
             let told = regulator.fund(id);
-            let money = (fen(&told["budget"]), fen(&told["held"]), fen(&told["redeemed"]), fen(&told["remaining"]));
-            assert_eq!(money, (fund.budget, fund.held, fund.redeemed, fund.budget - fund.held - fund.redeemed), "{id}");
+            let money =
+                (fen(&told["budget"]), fen(&told["held"]), fen(&told["redeemed"]), fen(&told["remaining"]));
+            assert_eq!(
+                money,
+                (fund.budget, fund.held, fund.redeemed, fund.budget - fund.held - fund.redeemed),
+                "{id}"
+            );
         }
         for (index, claim) in self.model.claims.iter().enumerate() {
             let told = self.tills[claim.retailer].look_at(&json!({"claim_id": claim.id}));
@@ -879,7 +989,8 @@ impl Run {
 #[test]
 fn ten_thousand_random_commands_come_out_as_a_simple_model_says() {
     let mut random = Random::seeded("oracle");
-    let commands: usize = std::env::var("SUBSIDY_POS_TEST_COMMANDS").map_or(10_000, |text| text.parse().expect("a number"));
+    let commands: usize =
+        std::env::var("SUBSIDY_POS_TEST_COMMANDS").map_or(10_000, |text| text.parse().expect("a number"));
     let _ = random.next();
     let service = Service::start_with(Options::at("2025-12-01T10:00:00+08:00"));
     let tills = (0..3).map(|_| service.retailer()).collect();
@@ -932,9 +1043,24 @@ fn ten_thousand_random_commands_come_out_as_a_simple_model_says() {
     run.compare_everything();
     eprintln!("{} commands in {segment} segments: {:?}", run.done, run.outcomes);
     let reached = [
-        "held", "redeemed", "replayed", "hold redeemed", "hold released", "claim returned", "cancelled", "nothing_to_cancel",
-        "key spent", "idempotency-key-reused", "consumer-limit-reached", "device-already-subsidised", "fund-exhausted",
-        "fund-frozen", "sold-at-out-of-range", "not-in-force", "region-not-covered", "order-line-already-claimed",
+        "held",
+        "redeemed",
+        "replayed",
+        "hold redeemed",
+        "hold released",
+        "claim returned",
+        "cancelled",
+        "nothing_to_cancel",
+        "key spent",
+        "idempotency-key-reused",
+        "consumer-limit-reached",
+        "device-already-subsidised",
+        "fund-exhausted",
+        "fund-frozen",
+        "sold-at-out-of-range",
+        "not-in-force",
+        "region-not-covered",
+        "order-line-already-claimed",
     ];
     if commands >= 10_000 {
         for outcome in reached {

@@ -38,7 +38,9 @@ fn sources() -> BTreeMap<String, String> {
     let name = |file: &PathBuf| file.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
     files
         .iter()
-        .filter(|file| file.extension().is_some_and(|extension| extension == "rs") && !file.ends_with("tests.rs"))
+        .filter(|file| {
+            file.extension().is_some_and(|extension| extension == "rs") && !file.ends_with("tests.rs")
+        })
         .map(|file| (name(file), code_of(&std::fs::read_to_string(file).unwrap())))
         .collect()
 }
@@ -133,9 +135,33 @@ const PURE: &[&str] = &[
 fn the_pure_rooms_name_no_clock_no_randomness_no_thread_and_no_input_or_output() {
     let sources = sources();
     let worldly = [
-        "tokio", "actix", "actix_web", "actix_http", "rusqlite", "sqlx", "redis", "postgres", "tokio_postgres", "rand",
-        "governor", "SystemTime", "Instant", "UNIX_EPOCH", "now_utc", "now_local", "crate::clock", "std::fs", "std::io",
-        "std::net", "std::env", "std::thread", "std::process", "println", "tracing", "f32", "f64",
+        "tokio",
+        "actix",
+        "actix_web",
+        "actix_http",
+        "rusqlite",
+        "sqlx",
+        "redis",
+        "postgres",
+        "tokio_postgres",
+        "rand",
+        "governor",
+        "SystemTime",
+        "Instant",
+        "UNIX_EPOCH",
+        "now_utc",
+        "now_local",
+        "crate::clock",
+        "std::fs",
+        "std::io",
+        "std::net",
+        "std::env",
+        "std::thread",
+        "std::process",
+        "println",
+        "tracing",
+        "f32",
+        "f64",
     ];
     for file in PURE {
         let code = sources.get(*file).unwrap_or_else(|| panic!("{file} is gone; say where it went"));
@@ -157,8 +183,35 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("rules", &["identity", "limits", "money", "programme", "time"]),
     ("clock", &["time"]),
     ("journal", &["ledger::entry", "limits", "telemetry"]),
-    ("ledger", &["claim", "clock", "identity", "journal", "limits", "money", "programme", "rules", "telemetry", "time"]),
-    ("book", &["claim", "identity", "journal", "ledger::entry", "limits", "money", "programme", "telemetry", "time"]),
+    (
+        "ledger",
+        &[
+            "claim",
+            "clock",
+            "identity",
+            "journal",
+            "limits",
+            "money",
+            "programme",
+            "rules",
+            "telemetry",
+            "time",
+        ],
+    ),
+    (
+        "book",
+        &[
+            "claim",
+            "identity",
+            "journal",
+            "ledger::entry",
+            "limits",
+            "money",
+            "programme",
+            "telemetry",
+            "time",
+        ],
+    ),
     ("shield", &["identity", "limits", "telemetry"]),
     ("secrets", &["limits"]),
     ("telemetry", &["limits"]),
@@ -169,8 +222,22 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "http",
         &[
-            "auth", "book", "claim", "clock", "heads", "identity", "journal", "ledger", "limits", "money", "programme", "rules", "secrets", "shield",
-            "telemetry", "time",
+            "auth",
+            "book",
+            "claim",
+            "clock",
+            "heads",
+            "identity",
+            "journal",
+            "ledger",
+            "limits",
+            "money",
+            "programme",
+            "rules",
+            "secrets",
+            "shield",
+            "telemetry",
+            "time",
         ],
     ),
 ];
@@ -183,7 +250,10 @@ fn every_room_knows_only_the_rooms_it_may() {
             // The binary wires everything together; the library's root lists the rooms.
             continue;
         }
-        let (_, known) = MAY_KNOW.iter().find(|(name, _)| *name == own).unwrap_or_else(|| panic!("{file} is in no known room"));
+        let (_, known) = MAY_KNOW
+            .iter()
+            .find(|(name, _)| *name == own)
+            .unwrap_or_else(|| panic!("{file} is in no known room"));
         let named = named_rooms(&code);
         for name in &named {
             let (whole, _) = name.split_once("::").unwrap_or((name, ""));
@@ -235,7 +305,16 @@ fn the_reading_of_the_source_sees_what_it_should() {
     let named: Vec<_> = named_rooms(&code).into_iter().collect();
     assert_eq!(
         named,
-        ["book", "journal", "journal::sqlite", "ledger", "ledger::Stored", "ledger::entry", "time", "time::Day"]
+        [
+            "book",
+            "journal",
+            "journal::sqlite",
+            "ledger",
+            "ledger::Stored",
+            "ledger::entry",
+            "time",
+            "time::Day"
+        ]
     );
     assert!(!names(&code, "tokio") && !names(&code, "rand"));
     assert!(names("use rand::Rng;", "rand") && !names("brand operand rand_core", "rand"));
