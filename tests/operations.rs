@@ -187,7 +187,10 @@ fn a_request_under_way_when_the_service_is_asked_to_stop_is_answered() {
 #[test]
 fn the_first_start_prints_tokens_and_a_sale_that_works_when_pasted() {
     let service = Service::start_with(Options { clock: None, ..Options::default() });
-    let log = service.log();
+    let log = crate::support::eventually("a sale to paste is printed", Duration::from_secs(5), || {
+        let log = service.log();
+        log.lines().any(|line| line.contains("curl ") && line.ends_with("}'")).then_some(log)
+    });
     for role in ["retailer", "platform", "regulator"] {
         assert!(log.contains(role), "a token for each role:\n{log}");
     }

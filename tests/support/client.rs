@@ -150,15 +150,6 @@ impl Answer {
         pointers.sort();
         pointers
     }
-
-    /// The body without what differs between two requests for the same thing.
-    pub fn but_for_the_request(&self) -> Value {
-        let mut body = self.json();
-        if let Some(members) = body.as_object_mut() {
-            members.remove("request_id");
-        }
-        body
-    }
 }
 
 /// Somebody who calls: an address, a token and headers to send with every request.

@@ -267,6 +267,14 @@ impl Service {
         self.restart_later(ahead);
     }
 
+    /// Kills the process and starts it with its clock at `clock`.
+    #[track_caller]
+    pub fn kill_and_restart_at(&mut self, clock: Timestamp) {
+        self.kill();
+        self.offset_ms += clock.ms() - self.now().ms();
+        self.start_again();
+    }
+
     /// A token as `subsidy-pos token` prints it.
     #[track_caller]
     pub fn token(&self, role: &str, subject: &str, more: &[&str]) -> String {
