@@ -9,9 +9,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::extract::Readable;
 use super::json::{self, Node, Reader, Wrong};
 use crate::claim::{Device, Mode, SaleChannel, TradeIn};
-use crate::identity::{
-    Gtin, IdType, Imei, OrderLine, PersonId, Reference, RegionCode, SerialNumber,
-};
+use crate::identity::{Gtin, IdType, Imei, OrderLine, PersonId, Reference, RegionCode, SerialNumber};
 use crate::limits;
 use crate::money::Fen;
 use crate::programme::{Category, ProgrammeId};
@@ -110,7 +108,7 @@ struct TradeInDescribed {
 #[schema(as = QuoteRequest)]
 pub struct SaleBody {
     /// `hold` reserves until the sale is done, `redeem` says that it is.
-    #[schema(value_type = Mode, inline, required = false)]
+    #[schema(value_type = Mode, required = false)]
     pub mode: Option<Mode>,
     /// The retailer's order number: 1 to 64 visible characters.
     #[schema(value_type = String, required = false, example = "SO20261123-000817")]
@@ -135,10 +133,9 @@ pub struct SaleBody {
     #[schema(value_type = String, format = DateTime, example = "2026-11-23T10:15:00+08:00")]
     pub sold_at: Timestamp,
     /// Why the sale is sent in late.
-    #[schema(inline)]
     pub late_reason: Option<LateReason>,
     /// Who bought it.
-    #[schema(value_type = Document, inline, required = false)]
+    #[schema(value_type = Document, required = false)]
     pub consumer: Option<PersonId>,
     /// The device; required to redeem.
     #[schema(value_type = Option<DeviceDescribed>)]
@@ -150,7 +147,7 @@ pub struct SaleBody {
     #[schema(value_type = Option<String>, example = "zj-ai-25")]
     pub accept_programme: Option<ProgrammeId>,
     /// Where it was sold.
-    #[schema(value_type = SaleChannel, inline, required = false)]
+    #[schema(value_type = SaleChannel, required = false)]
     pub sale_channel: Option<SaleChannel>,
     /// The retailer's code of the store.
     #[schema(value_type = Option<String>, example = "HZ-0012")]
@@ -385,10 +382,13 @@ impl ClaimBody {
         let device = sale.device.as_ref();
         let trade_in = sale.trade_in.as_ref();
         let mut content = Content::default();
-        content.put(1, match self.mode {
-            Mode::Hold => b"h",
-            Mode::Redeem => b"r",
-        });
+        content.put(
+            1,
+            match self.mode {
+                Mode::Hold => b"h",
+                Mode::Redeem => b"r",
+            },
+        );
         content.put(2, self.order_no.as_str());
         content.put(3, sale.order_line.unwrap_or_default().get().to_be_bytes());
         content.put(4, sale.category.as_str());
@@ -396,10 +396,13 @@ impl ClaimBody {
         content.put_fen(6, sale.expected_subsidy);
         content.put(7, sale.region_code.as_str());
         content.put(8, sale.sold_at.ms().to_be_bytes());
-        content.put_each(9, sale.late_reason.map(|reason| match reason {
-            LateReason::Offline => b"f",
-            LateReason::Outage => b"u",
-        }));
+        content.put_each(
+            9,
+            sale.late_reason.map(|reason| match reason {
+                LateReason::Offline => b"f",
+                LateReason::Outage => b"u",
+            }),
+        );
         content.put_each(10, device.map(|device| device.sn.as_str()));
         content.put_each(11, device.map(|device| device.barcode.as_str()));
         content.put_each(12, device.map(|device| sorted(&device.imei)).iter().flatten().map(Imei::as_str));
@@ -407,10 +410,13 @@ impl ClaimBody {
             content.put(13, sale.hold_minutes.unwrap_or(limits::HOLD_MINUTES_DEFAULT).to_be_bytes());
         }
         content.put_each(14, sale.accept_programme.as_ref().map(ProgrammeId::as_str));
-        content.put(15, match self.sale_channel {
-            SaleChannel::Online => b"n",
-            SaleChannel::Offline => b"f",
-        });
+        content.put(
+            15,
+            match self.sale_channel {
+                SaleChannel::Online => b"n",
+                SaleChannel::Offline => b"f",
+            },
+        );
         content.put_each(16, sale.store_code.as_ref().map(Reference::as_str));
         content.put_each(17, sale.terminal_no.as_ref().map(Reference::as_str));
         content.put_each(18, sale.invoice_no.as_ref().map(Reference::as_str));

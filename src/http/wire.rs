@@ -36,10 +36,9 @@ pub struct Claim<'a> {
     #[schema(value_type = String, format = "uuid")]
     claim_id: ClaimId,
     /// `held` → `redeemed` | `released` | `expired` | `cancelled`; `redeemed` → `returned` | `cancelled`.
-    #[schema(inline)]
     status: Status,
     /// The unified social credit code of the retailer it belongs to.
-    #[schema(value_type = String, example = "91330100MA27U00014")]
+    #[schema(value_type = String, example = "91350100M000100Y43")]
     retailer: Uscc,
     /// The platform that submitted it, or the retailer itself.
     submitted_by: &'a str,
@@ -71,7 +70,7 @@ pub struct Claim<'a> {
     #[schema(value_type = String, example = "330106")]
     region_code: RegionCode,
     /// Until when the claim is or was held; null where it was not, or the hold did not end by time.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime, required = true)]
     held_until: Option<Text<Timestamp>>,
     /// When the item was sold.
     #[schema(value_type = String, format = DateTime)]
@@ -83,14 +82,13 @@ pub struct Claim<'a> {
     #[schema(value_type = String, format = DateTime)]
     updated_at: Text<Timestamp>,
     /// The device; null on a hold that has none yet.
+    #[schema(required = true)]
     device: Option<Device<'a>>,
     /// The consumer, as far as the service shows one.
-    #[schema(inline)]
     consumer: Consumer,
     /// How the programmes judged the sale.
     determination: Determination<'a>,
     /// The claim's last entry in the journal.
-    #[schema(inline)]
     journal: Journal,
 }
 
@@ -118,6 +116,7 @@ struct Consumer {
 
 /// A place in the journal.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = JournalPlace)]
 struct Journal {
     /// Its position.
     position: u64,
@@ -209,7 +208,13 @@ impl<'a> Determination<'a> {
     fn recorded(judged: &'a [Judged], history: &'a ProgrammeHistory) -> Option<Self> {
         let version = |judged: &'a Judged| {
             let programme = history.get(judged.programme.as_str(), judged.version)?;
-            Some(Considered::new(programme, judged.price_base, judged.computed, judged.amount, judged.verdict))
+            Some(Considered::new(
+                programme,
+                judged.price_base,
+                judged.computed,
+                judged.amount,
+                judged.verdict,
+            ))
         };
         let first = judged.first()?;
         let leading = history.get(first.programme.as_str(), first.version)?;
@@ -269,9 +274,9 @@ pub struct Cancellation<'a> {
     /// The key, as it was sent.
     pub idempotency_key: &'a str,
     /// What happened.
-    #[schema(inline)]
     pub outcome: CancellationOutcome,
     /// The claim; null where the key stood for nothing.
+    #[schema(required = true)]
     pub claim: Option<Claim<'a>>,
 }
 
@@ -302,7 +307,10 @@ mod tests {
 
     fn stored(text: &str) -> Arc<Stored> {
         let position = serde_json::from_str::<serde_json::Value>(text).unwrap()["position"].as_u64().unwrap();
-        Arc::new(Stored { entry: Entry::decode(position, text.as_bytes()).unwrap(), hash: Hash::of(text.as_bytes()) })
+        Arc::new(Stored {
+            entry: Entry::decode(position, text.as_bytes()).unwrap(),
+            hash: Hash::of(text.as_bytes()),
+        })
     }
 
     fn history() -> ProgrammeHistory {
@@ -348,23 +356,35 @@ mod tests {
     fn a_hold_shows_its_end_while_time_may_end_it_and_no_device_until_it_has_one() {
         let held = MADE
             .replace(r#""status":"redeemed""#, r#""status":"held","held_until_ms":1795401301234"#)
-            .replace(r#""device":{"sn":"RG2-8812-00417","barcode":"06901234567892","imei":["490154203237518"]},"#, "")
+            .replace(
+                r#""device":{"sn":"RG2-8812-00417","barcode":"06901234567892","imei":["490154203237518"]},"#,
+                "",
+            )
             .replace(r#""status":"held""#, r#""platform":"mall","status":"held""#)
-            .replace(r#""fund":{"id":"zj-ai-25.330100","redeemed_fen""#, r#""fund":{"id":"zj-ai-25.330100","held_fen""#);
+            .replace(
+                r#""fund":{"id":"zj-ai-25.330100","redeemed_fen""#,
+                r#""fund":{"id":"zj-ai-25.330100","held_fen""#,
+            );
         let on_hold = shown(&[&held]);
         assert!(on_hold.contains(r#""held_until":"2026-11-23T10:35:01.234+08:00""#), "{on_hold}");
         assert!(on_hold.contains(r#""device":null"#) && on_hold.contains(r#""submitted_by":"mall""#));
         let redeemed = shown(&[&held, MOVED]);
         assert!(redeemed.contains(r#""status":"redeemed""#) && redeemed.contains(r#""held_until":null"#));
-        assert!(redeemed.contains(r#""device":{"sn":"RG2-8812-00418","barcode":"06901234567892","imei":[]}"#));
-        assert!(redeemed.contains(r#""updated_at":"2026-11-23T10:06:00+08:00""#) && redeemed.contains(r#""position":4720"#));
+        assert!(
+            redeemed.contains(r#""device":{"sn":"RG2-8812-00418","barcode":"06901234567892","imei":[]}"#)
+        );
+        assert!(
+            redeemed.contains(r#""updated_at":"2026-11-23T10:06:00+08:00""#)
+                && redeemed.contains(r#""position":4720"#)
+        );
         let expired = shown(&[&held, &MOVED.replace(r#""to":"redeemed""#, r#""to":"expired""#)]);
         assert!(expired.contains(r#""held_until":"2026-11-23T10:35:01.234+08:00""#), "{expired}");
     }
 
     #[test]
     fn a_claim_of_an_unknown_programme_version_is_not_shown() {
-        let unknown = MADE.replace(r#""programme":"zj-ai-25","version":1"#, r#""programme":"zj-ai-25","version":9"#);
+        let unknown =
+            MADE.replace(r#""programme":"zj-ai-25","version":1"#, r#""programme":"zj-ai-25","version":9"#);
         let view = ClaimView::new(&[stored(&unknown)]).unwrap();
         assert!(Claim::new(&view, &history()).is_none());
     }
