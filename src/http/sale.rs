@@ -381,7 +381,7 @@ impl ClaimBody {
         let sale = &self.sale;
         let device = sale.device.as_ref();
         let trade_in = sale.trade_in.as_ref();
-        let mut content = Content::default();
+        let mut content = Content(Vec::with_capacity(CONTENT_BYTES_TYPICAL));
         content.put(
             1,
             match self.mode {
@@ -438,9 +438,11 @@ pub fn sorted(imei: &[Imei]) -> SmallVec<[Imei; 2]> {
     sorted
 }
 
+/// Bytes for which a content has room from the start; a claim has fewer.
+const CONTENT_BYTES_TYPICAL: usize = 512;
+
 /// See [`ClaimBody::content`].
-#[derive(Default)]
-pub struct Content(SmallVec<[u8; 384]>);
+pub struct Content(Vec<u8>);
 
 impl Content {
     /// The bytes.
