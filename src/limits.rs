@@ -183,9 +183,9 @@ pub const WORKERS_MAX: u32 = 256;
 /// Requests per second that a rate limit may be set to.
 pub const RATE_PER_SECOND_MAX: u32 = 1_000_000;
 
-const _: () = assert!(DECISION_TIMEOUT.as_secs() < SHUTDOWN_TIMEOUT.as_secs());
 const _: () = assert!(TURN.as_millis() < TURN_WAIT.as_millis());
 const _: () = assert!(TURN_WAIT.as_millis() < POSTGRES_TIMEOUT.as_millis());
+const _: () = assert!(DECISION_TIMEOUT.as_secs() < SHUTDOWN_TIMEOUT.as_secs());
 const _: () = assert!(BATCH_ITEMS_MAX <= WRITER_BATCH_COMMANDS_MAX);
 const _: () = assert!(WRITER_BATCH_COMMANDS_MAX <= QUEUE_COMMANDS_MAX);
 const _: () = assert!(BATCH_ITEMS_MAX * 2 * 1024 <= BATCH_BODY_BYTES_MAX);
@@ -205,3 +205,7 @@ const _: () = assert!(BUDGET_YUAN_DIGITS_MAX <= 13);
 // JSON writes no character of a programme file with more than two bytes for one (TOML has no control
 // characters but tab and line ends), so that a set fits into its entry with room for the rest.
 const _: () = assert!(PROGRAMME_SET_BYTES_MAX * 2 + 4096 <= ENTRY_BYTES_MAX);
+const _: () = assert!(WRITER_BATCH_COMMANDS_MAX + WRITER_BATCH_EXPIRIES_MAX <= BOOK_INBOX_ENTRIES_MAX / 2);
+const _: () = assert!(BOOK_INBOX_ENTRIES_MAX <= BOOK_BATCH_ENTRIES_MAX);
+const _: () = assert!(BOOK_QUERIES_RUNNING_MAX <= BOOK_QUERIES_MAX);
+const _: () = assert!(BOOK_PACE.as_millis() < BOOK_WAIT.as_millis());

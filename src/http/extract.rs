@@ -21,6 +21,7 @@ use super::problem::{Code, Language, Problem};
 use crate::auth::{self, Caller, Platform};
 use crate::book::Scope;
 use crate::claim::{ClaimId, FundId, Submitter};
+use crate::clock::Clock;
 use crate::identity::{IdFault, IdempotencyKey, Uscc};
 use crate::ledger::ClaimView;
 use crate::limits;
@@ -108,7 +109,8 @@ impl Role for Submitting {
                 Ok(Self(Submitter { retailer: *own, platform: None }))
             }
             Caller::Platform(platform) => {
-                let retailer = own_retailer(platform, retailer)?.ok_or_else(|| x_retailer_fault(json::REQUIRED))?;
+                let retailer =
+                    own_retailer(platform, retailer)?.ok_or_else(|| x_retailer_fault(json::REQUIRED))?;
                 Ok(Self(Submitter { retailer, platform: Some(Arc::clone(&platform.name)) }))
             }
             Caller::Regulator(_) => Err(Code::Forbidden.into()),
@@ -130,7 +132,9 @@ impl Role for Viewer {
     fn of(caller: &Arc<Caller>, retailer: NamedRetailer) -> Result<Self, Problem> {
         let only = match &**caller {
             Caller::Platform(platform) => own_retailer(platform, retailer)?,
-            Caller::Retailer(_) | Caller::Regulator(_) => only_platforms_name_retailers(retailer).map(|()| None)?,
+            Caller::Retailer(_) | Caller::Regulator(_) => {
+                only_platforms_name_retailers(retailer).map(|()| None)?
+            }
         };
         Ok(Self { caller: Arc::clone(caller), only })
     }
@@ -333,7 +337,8 @@ impl<T: Readable> Body for Keyed<T> {
         let mut values = request.headers().get_all(&IDEMPOTENCY_KEY);
         let value = values.next().ok_or(Code::IdempotencyKeyMissing)?;
         let text = value.to_str().ok().filter(|_| values.next().is_none());
-        let key = text.and_then(|text| IdempotencyKey::parse(text).ok()).ok_or(Code::IdempotencyKeyInvalid)?;
+        let key =
+            text.and_then(|text| IdempotencyKey::parse(text).ok()).ok_or(Code::IdempotencyKeyInvalid)?;
         Ok(Self { key, body })
     }
 }
@@ -481,7 +486,9 @@ fn authenticated(app: &App, request: &HttpRequest) -> Result<Arc<Caller>, Proble
         Some(_) => Err(auth::Unauthenticated::HeaderMalformed),
         None => auth::bearer(value),
     };
-    Ok(token.and_then(|token| app.verifier.verify(token, app.ledger.clock().now()))?)
+    // The machine's time, even where the service's clock is moved: whoever issues tokens does not move
+    // with it.
+    Ok(token.and_then(|token| app.verifier.verify(token, Clock::default().now()))?)
 }
 
 /// The way past the shield.
