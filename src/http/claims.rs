@@ -170,6 +170,11 @@ impl Body for Batch {
         Ok(json::body(bytes, |reader| Self::read_envelope(reader, today))?)
     }
 
+    #[cfg(test)]
+    fn asked() -> Vec<json::Asked> {
+        json::asked_by(|reader| Self::read_envelope(reader, Day::from_number(20_000)))
+    }
+
     fn items(&self) -> usize {
         self.items.len()
     }
