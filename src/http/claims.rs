@@ -74,7 +74,6 @@ impl RedeemBody {
 #[schema(as = ReturnRequest)]
 pub struct ReturnBody {
     /// Why they came back.
-    #[schema(inline)]
     reason: ReturnReason,
     /// When they did: not before the sale, and at most 5 minutes ahead.
     #[schema(value_type = String, format = DateTime)]
@@ -169,6 +168,11 @@ impl Body for Batch {
             return Err(Problem::fault("/header/Idempotency-Key", KEYS_ARE_INSIDE));
         }
         Ok(json::body(bytes, |reader| Self::read_envelope(reader, today))?)
+    }
+
+    #[cfg(test)]
+    fn asked() -> Vec<json::Asked> {
+        json::asked_by(|reader| Self::read_envelope(reader, Day::from_number(20_000)))
     }
 
     fn items(&self) -> usize {

@@ -127,6 +127,8 @@ pub struct Route {
     pub who: Who,
     /// Whether an `Idempotency-Key` is required.
     pub is_keyed: bool,
+    #[cfg(test)]
+    asked: fn() -> Vec<json::Asked>,
     mount: fn(&Rc<App>, usize) -> actix_web::Route,
 }
 
@@ -205,6 +207,15 @@ where
     H: Fn(Call<R, B>) -> F,
 {
     B::IS_KEYED
+}
+
+/// What the calls of a handler are read for.
+#[cfg(test)]
+fn asked<R: Role, B: Body, H, F>(_: &H) -> Vec<json::Asked>
+where
+    H: Fn(Call<R, B>) -> F,
+{
+    B::asked()
 }
 
 fn mount<R: Role, B: Body, H, F>(app: &Rc<App>, index: usize, method: &str, handler: H) -> actix_web::Route
@@ -305,7 +316,9 @@ fn respond(
 
 fn answer(reply: Reply) -> HttpResponse {
     let mut response = HttpResponse::with_body(reply.status, reply.body).map_into_boxed_body();
-    set_static(&mut response, header::CONTENT_TYPE, reply.content_type);
+    if response.status() != StatusCode::NO_CONTENT {
+        set_static(&mut response, header::CONTENT_TYPE, reply.content_type);
+    }
     match reply.policy {
         None => set_static(&mut response, header::CACHE_CONTROL, "no-store"),
         Some(policy) => {
