@@ -358,7 +358,7 @@ fn introduce(config: &Config, clock: Clock, address: SocketAddr) -> Result<(), F
             regions: None,
             ttl: Duration::from_secs(limits::DEV_TOKEN_TTL_S),
         };
-        auth::mint(&key, &config.auth.issuer, &new, clock.now()).map_err(failed)
+        auth::mint(&key, &config.auth.issuer, &new, Clock::default().now()).map_err(failed)
     };
     let retailer = token(Role::Retailer, DEV_RETAILER, None)?;
     println!("\nretailer token:\n{retailer}\n");
