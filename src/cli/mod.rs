@@ -9,7 +9,9 @@ use clap::{Args, Parser, Subcommand};
 use subsidy_pos::auth::{self, NewToken, Role};
 use subsidy_pos::clock::Clock;
 use subsidy_pos::config::{Config, Mode};
+use subsidy_pos::http::problem::Problem;
 use subsidy_pos::identity::RegionCode;
+use subsidy_pos::ledger::Refusal;
 use subsidy_pos::money::Fen;
 use subsidy_pos::programme::ProgrammeSet;
 use subsidy_pos::secrets::{DevKeys, SigningKey};
@@ -241,7 +243,10 @@ fn quote(arguments: &Quote) -> Result<(), Failed> {
             println!("subsidy {subsidy}, payable {payable}");
             Ok(())
         }
-        Err(refused) => Err(failed(format!("not eligible: {}", refused.code()))),
+        Err(refused) => Err(failed(format!(
+            "not eligible: {}",
+            Problem::from(Refusal::Policy(refused)).code().row().name
+        ))),
     }
 }
 

@@ -12,7 +12,7 @@ use subsidy_pos::clock::Clock;
 use subsidy_pos::config::{Config, LedgerUrl, Mode, ShieldUrl};
 use subsidy_pos::heads::SignedHead;
 use subsidy_pos::http::operations::Standing;
-use subsidy_pos::http::{self, App, ROUTES};
+use subsidy_pos::http::{self, App};
 use subsidy_pos::identity::RegionCode;
 use subsidy_pos::journal::sqlite::{SqliteJournal, SqliteReader};
 use subsidy_pos::journal::{Journal, Reader};
@@ -32,7 +32,8 @@ use super::{Failed, Serve, Settings, failed, programme_files};
 
 /// The cities of Zhejiang (GB/T 2260).
 const ZHEJIANG_CITIES: [&str; 11] = [
-    "330100", "330200", "330300", "330400", "330500", "330600", "330700", "330800", "330900", "331000", "331100",
+    "330100", "330200", "330300", "330400", "330500", "330600", "330700", "330800", "330900", "331000",
+    "331100",
 ];
 /// The budget of a development fund: 1,000,000,000.00 yuan.
 const DEV_BUDGET: Fen = Fen::new(100_000_000_000);
@@ -75,14 +76,22 @@ fn make_directory(path: &Path) -> Result<(), Failed> {
 
 fn ensure_sound(config: &Config) -> Result<(), Failed> {
     let faults: Vec<String> = config.check().iter().map(ToString::to_string).collect();
-    if faults.is_empty() { Ok(()) } else { Err(failed(format!("the configuration has faults\n{}", faults.join("\n")))) }
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(failed(format!("the configuration has faults\n{}", faults.join("\n"))))
+    }
 }
 
 fn why(failure: Failure) -> Failed {
     match failure {
         Failure::Refused(refusal) => match *refusal {
-            Refusal::ActivationRefused(reason) => failed(format!("the programmes cannot be activated: {reason}")),
-            Refusal::HashKeyDiffers => failed("privacy.hash_keys: the journal knows this key with another secret"),
+            Refusal::ActivationRefused(reason) => {
+                failed(format!("the programmes cannot be activated: {reason}"))
+            }
+            Refusal::HashKeyDiffers => {
+                failed("privacy.hash_keys: the journal knows this key with another secret")
+            }
             other => failed(format!("the ledger refuses: {other:?}")),
         },
         Failure::Overloaded => failed("the ledger is overloaded"),
@@ -129,16 +138,18 @@ fn open_ledger(config: &Config, clock: Clock, watch: Box<Watch>) -> Result<(Ledg
             let reader = SqliteReader::new(&config.ledger.data_dir).map_err(failed)?;
             (Box::new(journal), Arc::new(reader))
         }
-        LedgerUrl::Postgres(_) => return Err(failed("ledger.url: this version keeps its journal in SQLite only")),
+        LedgerUrl::Postgres(_) => {
+            return Err(failed("ledger.url: this version keeps its journal in SQLite only"));
+        }
     };
     let journal_id = Key::new(rand::random());
     Ledger::open(journal, reader, clock, journal_id, watch).map_err(failed)
 }
 
 async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
-    let routes: Vec<&'static str> = ROUTES.iter().map(|route| route.path).collect();
-    let metrics = Arc::new(Metrics::new(&routes, &http::problem::names()));
-    let verifier = Arc::new(Verifier::open(&config.auth.jwks_file, &config.auth.issuer, &metrics).map_err(failed)?);
+    let metrics = Arc::new(Metrics::new(http::ROUTE_NAMES, http::problem::NAMES));
+    let verifier =
+        Arc::new(Verifier::open(&config.auth.jwks_file, &config.auth.issuer, &metrics).map_err(failed)?);
     verifier.watch().map_err(failed)?;
     let hash_keys = HashKeys::load(&config.privacy.hash_keys).map_err(|faults| failed(faults.join("\n")))?;
     let signing_key = Arc::new(SigningKey::load(&config.journal.signing_key_file).map_err(failed)?);
@@ -211,9 +222,13 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
 fn shield(config: &Config) -> Result<Arc<dyn Shield>, Failed> {
     let limit = |per_second: u32| Limit { per_second, burst: per_second };
     let shield = &config.shield;
-    let retailers = Limit { per_second: shield.retailer_per_second.get(), burst: shield.retailer_burst.get() };
-    let local =
-        Local::new(retailers, limit(shield.platform_per_second.get()), limit(shield.regulator_per_second.get()));
+    let retailers =
+        Limit { per_second: shield.retailer_per_second.get(), burst: shield.retailer_burst.get() };
+    let local = Local::new(
+        retailers,
+        limit(shield.platform_per_second.get()),
+        limit(shield.regulator_per_second.get()),
+    );
     match &shield.url {
         ShieldUrl::Local => Ok(Arc::new(local)),
         ShieldUrl::Redis(_) => Err(failed("shield.url: this version has the local shield only")),
@@ -221,7 +236,12 @@ fn shield(config: &Config) -> Result<Arc<dyn Shield>, Failed> {
 }
 
 /// Sees that the journal knows this process's hash keys and programmes, and opens development funds.
-async fn prepare_journal(config: &Config, ledger: &Ledger, hash_keys: &HashKeys, dev: bool) -> Result<(), Failed> {
+async fn prepare_journal(
+    config: &Config,
+    ledger: &Ledger,
+    hash_keys: &HashKeys,
+    dev: bool,
+) -> Result<(), Failed> {
     for key in hash_keys.live() {
         let (key, check) = (key.id().to_string().into(), key.check_value().into());
         ledger.submit(Command::IntroduceHashKey { key, check }).await.map_err(why)?;
@@ -249,15 +269,18 @@ async fn prepare_journal(config: &Config, ledger: &Ledger, hash_keys: &HashKeys,
 }
 
 async fn open_dev_funds(ledger: &Ledger) -> Result<(), Failed> {
-    let Outcome::Funds(open) = ledger.submit(Command::Funds).await.map_err(why)? else { return Ok(()) };
+    let Outcome::Funds { funds: open, .. } = ledger.submit(Command::Funds).await.map_err(why)? else {
+        return Ok(());
+    };
     let now = ledger.clock().now();
     let published = ledger.published();
     let programmes = published.programmes.iter().filter(|programme| programme.in_force.contains(now));
     for (programme, city) in programmes.flat_map(|programme| ZHEJIANG_CITIES.map(|city| (programme, city))) {
         let Some(fund) = dev_fund(programme, city) else { continue };
-        let is_open = open
-            .iter()
-            .any(|open| open.fund_id == fund.fund_id || (open.programme == fund.programme && open.region_code == fund.region_code));
+        let is_open = open.iter().any(|open| {
+            open.fund_id == fund.fund_id
+                || (open.programme == fund.programme && open.region_code == fund.region_code)
+        });
         if !is_open {
             match ledger.submit(Command::OpenFund(Box::new(fund))).await {
                 Ok(_) => {}
@@ -302,7 +325,8 @@ async fn keep_heads(ledger: Ledger, key: Arc<SigningKey>, file: std::path::PathB
 
 async fn sign_head(ledger: &Ledger, key: &SigningKey, file: &Path) -> Option<u64> {
     let stored = ledger.stored(ledger.position()).await.ok()?;
-    let saved = SignedHead::sign(key, &stored).map_err(std::io::Error::other).and_then(|head| head.save(file));
+    let saved =
+        SignedHead::sign(key, &stored).map_err(std::io::Error::other).and_then(|head| head.save(file));
     match saved {
         Ok(()) => Some(stored.entry.position),
         Err(error) => {

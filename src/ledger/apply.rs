@@ -52,8 +52,8 @@ pub enum Answer {
     Quote(Option<Determination>, Option<Refusal>),
     /// A fund.
     Fund(FundView),
-    /// Funds, by id.
-    Funds(Vec<FundView>),
+    /// Funds, by id, as of a position.
+    Funds(Vec<FundView>, u64),
     /// An officer's request was answered by the entry at this position.
     FundReplay(u64),
     /// It is so already.
@@ -106,7 +106,7 @@ pub fn decide(state: &State, command: &Command, now: Timestamp) -> Decision {
         Command::Funds => {
             let mut funds: Vec<FundView> = state.funds().iter().map(view).collect();
             funds.sort_by(|a, b| a.fund_id.cmp(&b.fund_id));
-            Ok(Answer::Funds(funds).into())
+            Ok(Answer::Funds(funds, state.head().position).into())
         }
         Command::Activate(files) => activate(state, files),
         Command::IntroduceHashKey { key, check } => match state.hash_keys().get(key) {

@@ -236,8 +236,13 @@ pub enum Outcome {
     Quote(Box<Quoted>),
     /// A fund.
     Fund(FundView),
-    /// Funds, by id.
-    Funds(Vec<FundView>),
+    /// Funds, by id, as of a position.
+    Funds {
+        /// The funds.
+        funds: Vec<FundView>,
+        /// The position.
+        position: u64,
+    },
     /// A fund request answered again; render it from the entry at this position.
     FundReplay(u64),
     /// Done, and there is nothing to say.

@@ -52,6 +52,11 @@ impl KeyRing {
         self.key(2, &[officer.as_bytes(), idempotency_key.as_bytes()])
     }
 
+    /// The content of a regulator's request, as its canonical parts.
+    pub fn officer_content(&self, parts: &[&[u8]]) -> Key {
+        self.key(8, parts)
+    }
+
     /// A line of a retailer's order.
     pub fn order_line(&self, retailer: &Uscc, order_no: &Reference, line: OrderLine) -> Key {
         let line = line.get().to_be_bytes();

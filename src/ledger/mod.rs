@@ -10,6 +10,7 @@ pub mod command;
 pub mod entry;
 pub mod keys;
 pub mod state;
+mod views;
 pub mod writer;
 
 #[cfg(test)]

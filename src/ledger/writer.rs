@@ -306,6 +306,18 @@ fn only_asks(command: &Command) -> bool {
     )
 }
 
+/// Says that the ledger is not there any more, however the writer ended.
+struct Alarm(Arc<Shared>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.0.healthy.store(false, Ordering::Relaxed);
+        if std::thread::panicking() {
+            tracing::error!("the writer failed; the process must be started anew");
+        }
+    }
+}
+
 /// The writer's desk.
 struct Desk {
     state: State,
@@ -338,6 +350,7 @@ impl Desk {
     }
 
     fn run(mut self, queue: &Receiver<Work>) {
+        let _until_the_end = Alarm(Arc::clone(&self.shared));
         let mut works: Vec<Work> = Vec::new();
         loop {
             let first = match self.until_next_expiry() {
@@ -359,6 +372,9 @@ impl Desk {
             let stop = works.iter().any(|work| matches!(work, Work::Stop));
             self.shared.queued.fetch_sub(commands, Ordering::Relaxed);
             self.serve(&mut works);
+            if queue.is_empty() {
+                self.journal.end_turn();
+            }
             if stop && queue.is_empty() {
                 return;
             }
@@ -422,6 +438,9 @@ impl Desk {
         if self.in_doubt {
             self.resolve_doubt()?;
         }
+        if commands.iter().any(|command| !only_asks(command)) && self.journal.take_turn()? {
+            self.catch_up()?;
+        }
         loop {
             let now = self.now();
             let decided = match self.decide_all(commands, now) {
@@ -441,6 +460,7 @@ impl Desk {
                 Err(JournalError::Moved) => {
                     self.discard();
                     self.catch_up()?;
+                    self.ensure_same_history()?;
                 }
                 Err(error) => {
                     tracing::error!(%error, "entries could not be appended");
@@ -557,7 +577,9 @@ impl Desk {
             let activated = |stored: &Arc<Stored>| {
                 matches!(
                     stored.entry.event,
-                    Event::ProgrammesActivated { .. } | Event::JournalOpened { .. } | Event::HashKeyIntroduced { .. }
+                    Event::ProgrammesActivated { .. }
+                        | Event::JournalOpened { .. }
+                        | Event::HashKeyIntroduced { .. }
                 )
             };
             if self.fresh.iter().any(activated) {
@@ -591,6 +613,27 @@ impl Desk {
         caught_up
     }
 
+    /// The journal may have grown past this state, but what the state has folded must still be in it. If
+    /// it is not (an older copy was restored, a standby that lagged was promoted) nothing is decided any
+    /// more: what was answered must not be contradicted.
+    fn ensure_same_history(&mut self) -> Result<(), OpenError> {
+        let head = self.state.head();
+        let Some(before) = head.position.checked_sub(1) else { return Ok(()) };
+        let found = self.journal.read(before, 1)?;
+        if found.first().is_some_and(|row| row.position == head.position && row.hash == head.hash) {
+            return Ok(());
+        }
+        self.shared.healthy.store(false, Ordering::Relaxed);
+        self.in_doubt = true;
+        let reason = format!(
+            "it no longer has entry {} ({}) that this process has answered from: restore the journal that has it, \
+             or start this process anew if the loss is accepted",
+            head.position, head.hash
+        );
+        tracing::error!(position = head.position, "the journal is another than the one this process knows");
+        Err(JournalError::Unusable(reason).into())
+    }
+
     /// After a failed append: whether the entries are in the journal after all. Looks a few times; an
     /// error means that it is still not known.
     fn is_in(&mut self) -> Result<bool, OpenError> {
@@ -611,10 +654,7 @@ impl Desk {
     /// Brings the state to what is really stored, after an append whose outcome was not learned.
     fn resolve_doubt(&mut self) -> Result<(), OpenError> {
         self.journal.reopen()?;
-        let head = self.journal.head()?;
-        if head.position < self.state.head().position {
-            return Err(JournalError::Unusable("it is shorter than what was acknowledged".into()).into());
-        }
+        self.ensure_same_history()?;
         self.catch_up()?;
         self.in_doubt = false;
         Ok(())
@@ -639,7 +679,7 @@ impl Desk {
                     Outcome::Quote(Box::new(Quoted { determination, refusal }))
                 }
                 Answer::Fund(fund) => Outcome::Fund(fund),
-                Answer::Funds(funds) => Outcome::Funds(funds),
+                Answer::Funds(funds, position) => Outcome::Funds { funds, position },
                 Answer::FundReplay(position) => Outcome::FundReplay(position),
                 Answer::Done => Outcome::Done,
                 Answer::Digest => {
