@@ -158,7 +158,10 @@ mod tests {
         assert_eq!(utc.to_string(), "2026-11-23T10:15:00+08:00");
         assert_eq!(utc.plus_ms(7).to_string(), "2026-11-23T10:15:00.007+08:00");
         assert_eq!(utc.plus_ms(59_987).to_string(), "2026-11-23T10:15:59.987+08:00");
-        assert_eq!(Timestamp::parse("1999-12-31T23:59:59.120+08:00").unwrap().to_string(), "1999-12-31T23:59:59.120+08:00");
+        assert_eq!(
+            Timestamp::parse("1999-12-31T23:59:59.120+08:00").unwrap().to_string(),
+            "1999-12-31T23:59:59.120+08:00"
+        );
         assert_eq!(Timestamp::parse("2026-11-23T10:15:00"), None, "an offset is required");
     }
 
