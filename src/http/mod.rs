@@ -253,8 +253,22 @@ where
         Err(problem) => Err(problem),
     };
     let response = respond(&app, &hearer, &admissions, result);
-    app.metrics.observe_request(index, response.status().as_u16(), begun.elapsed());
+    let elapsed = begun.elapsed();
+    app.metrics.observe_request(index, response.status().as_u16(), elapsed);
+    log(&hearer, index, &response, elapsed);
     response
+}
+
+/// One line for each request, for whoever looks for one; nothing of what was said in it.
+fn log(hearer: &Hearer, index: usize, response: &HttpResponse, elapsed: Duration) {
+    let route = ROUTE_NAMES.get(index).copied().unwrap_or_default();
+    let request_id = hearer.request_id.as_str();
+    tracing::debug!(
+        request_id,
+        route,
+        status = response.status().as_u16(),
+        elapsed_us = elapsed.as_micros() as u64
+    );
 }
 
 /// What has no route: the path is unknown, or known for other methods.
@@ -338,7 +352,7 @@ fn note(app: &App, hearer: &Hearer, problem: &Problem) {
         let (code, request_id) = (problem.code().row().name, hearer.request_id.as_str());
         match problem.status() {
             500.. => tracing::error!(code, request_id, cause, "a request failed"),
-            _ => tracing::debug!(code, request_id, cause, "a request was refused"),
+            _ => tracing::trace!(code, request_id, cause, "a request was refused"),
         }
     }
 }
