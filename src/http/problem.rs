@@ -65,8 +65,8 @@ impl Language {
 /// A quality value, `0.5`, in thousandths; 0 for anything that is not one.
 fn thousandths(quality: &str) -> u32 {
     let (whole, fraction) = quality.split_once('.').unwrap_or((quality, ""));
-    let decimals = fraction.bytes().chain(std::iter::repeat(b'0')).take(3);
-    let digits = decimals.fold(Some(0), |sum, byte| Some(sum? * 10 + (byte as char).to_digit(10)?));
+    let mut decimals = fraction.bytes().chain(std::iter::repeat(b'0')).take(3);
+    let digits = decimals.try_fold(0, |sum, byte| Some(sum * 10 + (byte as char).to_digit(10)?));
     match (whole, digits) {
         ("1", _) => 1000,
         ("0", Some(digits)) => digits,
