@@ -20,6 +20,8 @@ enum For {
     /// Retailers and platforms.
     Sellers,
     Regulators,
+    /// Whoever reaches the operations listener; on the other one there is no such route.
+    Operators,
 }
 
 /// Every route, with who may call it. A route of the service that is not here fails the walk.
@@ -44,6 +46,7 @@ const ROUTES: &[(&str, &str, For)] = &[
     ("get", "/v1/totals", For::Regulators),
     ("get", "/v1/journal", For::Regulators),
     ("get", "/v1/journal/head", For::Regulators),
+    ("get", "/metrics", For::Operators),
     ("get", "/healthz", For::Everyone),
     ("get", "/readyz", For::Everyone),
     ("get", "/openapi.json", For::Everyone),
@@ -99,6 +102,11 @@ fn every_route_is_open_to_whom_it_should_be_and_to_no_one_else() {
             caller.send(&method.to_uppercase(), &path, &headers, body)
         };
         let nobody = service.nobody();
+        if *open_to == For::Operators {
+            send(&nobody, None).must_refuse("not-found");
+            assert_eq!(send(&service.operator(), None).status, 200, "{method} {route}");
+            continue;
+        }
         if *open_to == For::Everyone {
             assert_eq!(send(&nobody, None).status, 200, "{method} {route}");
             continue;

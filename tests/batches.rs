@@ -61,6 +61,8 @@ fn every_item_stands_on_its_own() {
         item(&known, &service.sale()),
         item(&fresh_key(), &service.sale().with("/device", good.body["device"].clone())),
         item("not visible", &service.sale()),
+        json!({"idempotency_key": fresh_key()}),
+        json!(7),
         item(&fresh_key(), &service.sale()),
     ];
     let results = results(&till, &items);
@@ -75,7 +77,9 @@ fn every_item_stands_on_its_own() {
         (201, ""),
         (422, "idempotency-key-reused"),
         (409, "device-already-subsidised"),
-        (400, "idempotency-key-invalid"),
+        (400, "invalid-request"),
+        (400, "invalid-request"),
+        (400, "invalid-request"),
         (201, ""),
     ];
     assert_eq!(told, expected);
@@ -117,8 +121,6 @@ fn a_malformed_envelope_is_refused_whole() {
         json!({"items": many}),
         json!({"items": [good], "atomic": true}),
         json!({"items": {"0": good}}),
-        json!({"items": [good, 7]}),
-        json!({"items": [good, {"idempotency_key": "k"}]}),
     ] {
         let answer = till.post("/v1/claims/batch", &bad);
         assert_eq!((answer.status, answer.code().as_str()), (400, "invalid-request"), "{}", answer.text());

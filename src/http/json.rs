@@ -42,6 +42,8 @@ const MEMBERS_MAX: usize = 64;
 const NODES_MAX: usize = limits::BATCH_ITEMS_MAX * MEMBERS_MAX;
 /// Characters of a caller's member name that a pointer shows.
 const POINTER_NAME_CHARS_MAX: usize = 64;
+/// Digits in a name that is still repeated as it is: with more it may be a document\'s number.
+const NAME_DIGITS_MAX: usize = 5;
 
 // --- Faults ---
 
@@ -211,9 +213,13 @@ impl<'p> Path<'p> {
             }
             Step::Member(name) => {
                 pointer.push('/');
-                // Names may be the caller's: kept short, without anything that could forge a log line.
+                // Names may be the caller's: kept short, without anything that could forge a log line or
+                // be a number of someone's.
+                let is_number =
+                    name.chars().filter(|character| character.is_numeric()).count() > NAME_DIGITS_MAX;
                 for character in name.chars().take(POINTER_NAME_CHARS_MAX) {
                     match character {
+                        digit if is_number && digit.is_numeric() => pointer.push('#'),
                         '~' => pointer.push_str("~0"),
                         '/' => pointer.push_str("~1"),
                         control if control.is_control() => pointer.push('\u{FFFD}'),
