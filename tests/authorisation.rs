@@ -20,7 +20,7 @@ enum For {
     /// Retailers and platforms.
     Sellers,
     Regulators,
-    /// Whoever reaches the operations listener; on the other one there is no such route.
+    /// Whoever reaches the operations listener; on the other there is no such thing.
     Operators,
 }
 

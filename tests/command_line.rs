@@ -84,7 +84,7 @@ fn every_fault_of_the_settings_is_told_with_file_and_line() {
         ("[server]", "[server]\ncolour = \"red\"", "colour"),
         ("[server]", "[sever]", "sever"),
         ("[server]", "[server]\nworkers = -1", "workers"),
-        ("[server]", "[server", ":1"),
+        ("[server]", "[server", "unclosed"),
         ("use = \"write\"", "use = \"check\"", "hash_keys"),
         ("id = \"k1\"", "id = \"K 1\"", "id"),
         ("[auth]", "[shield]\nretailer_per_second = 0\n[auth]", "retailer_per_second"),

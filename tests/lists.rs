@@ -42,6 +42,7 @@ fn claims_are_listed_newest_first_and_every_page_follows_the_last() {
         "?from=2026-02-30",
         "?region_code=33",
         "?retailer=x",
+        "?from=2026-06-16&to=2026-06-15",
     ] {
         assert_eq!(till.get(&format!("/v1/claims{bad}")).status, 400, "{bad}");
     }

@@ -220,7 +220,32 @@ fn the_first_start_prints_tokens_and_a_sale_that_works_when_pasted() {
 }
 
 #[test]
-fn the_log_is_structured_and_keeps_tokens_to_itself() {
+fn every_request_is_logged_once_without_what_it_was_about() {
+    let service = Service::start_with(
+        Options::default().env("SUBSIDY_POS__LOG__FORMAT", "json").env("SUBSIDY_POS__LOG__LEVEL", "debug"),
+    );
+    let till = service.retailer();
+    let answer = till.claim(&service.sale().category("toaster"));
+    let id = answer.header("x-request-id").unwrap().to_owned();
+    crate::support::eventually("the request is logged", Duration::from_secs(5), || {
+        service.log().contains(&id).then_some(())
+    });
+    let log = service.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains(&id)).collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    let line: serde_json::Value = serde_json::from_str(lines[0]).expect("structured");
+    let text = line.to_string();
+    for part in ["POST /v1/claims", "422", "elapsed_us"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!text.contains(till.authorization().strip_prefix("Bearer ").unwrap()), "no tokens");
+    let told =
+        json!(log.lines().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()).count());
+    assert!(told.as_u64() > Some(1));
+}
+
+#[test]
+fn the_log_is_structured_and_keeps_tokens_and_claims_to_itself() {
     let options =
         Options::default().env("SUBSIDY_POS__LOG__FORMAT", "json").env("SUBSIDY_POS__LOG__LEVEL", "debug");
     let mut service = Service::start_with(options);

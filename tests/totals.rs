@@ -199,9 +199,15 @@ fn a_regulator_of_some_regions_gets_the_totals_of_these() {
 fn malformed_questions_about_totals_are_refused() {
     let service = Service::start();
     let regulator = service.regulator();
-    for bad in
-        ["group_by=colour", "group_by=day,day", "basis=invoice", "from=yesterday", "colour=red", "group_by="]
-    {
+    for bad in [
+        "group_by=colour",
+        "group_by=day,day",
+        "basis=invoice",
+        "from=yesterday",
+        "from=2026-06-16&to=2026-06-15",
+        "colour=red",
+        "group_by=",
+    ] {
         let answer = regulator.get(&format!("/v1/totals?{bad}"));
         assert_eq!(answer.status, 400, "{bad}: {}", answer.text());
     }

@@ -149,7 +149,7 @@ fn all_faults_are_listed_at_once_but_no_more_than_thirty_two() {
     ];
     assert_eq!(till.claim(&sale).pointers(), expected);
     let mut sale = service.sale();
-    for index in 0..50 {
+    for index in 0..40 {
         sale = sale.with(&format!("/unknown_{index}"), index);
     }
     assert_eq!(till.claim(&sale).pointers().len(), 32);

@@ -42,8 +42,6 @@ const MEMBERS_MAX: usize = 64;
 const NODES_MAX: usize = limits::BATCH_ITEMS_MAX * MEMBERS_MAX;
 /// Characters of a caller's member name that a pointer shows.
 const POINTER_NAME_CHARS_MAX: usize = 64;
-/// Digits in a name that is still repeated as it is: with more it may be a document\'s number.
-const NAME_DIGITS_MAX: usize = 5;
 
 // --- Faults ---
 
@@ -213,13 +211,10 @@ impl<'p> Path<'p> {
             }
             Step::Member(name) => {
                 pointer.push('/');
-                // Names may be the caller's: kept short, without anything that could forge a log line or
-                // be a number of someone's.
-                let is_number =
-                    name.chars().filter(|character| character.is_numeric()).count() > NAME_DIGITS_MAX;
+                // Names may be the caller's: kept short, without anything that could forge a log line.
+                let name = if might_be_personal(name) { "?" } else { name };
                 for character in name.chars().take(POINTER_NAME_CHARS_MAX) {
                     match character {
-                        digit if is_number && digit.is_numeric() => pointer.push('#'),
                         '~' => pointer.push_str("~0"),
                         '/' => pointer.push_str("~1"),
                         control if control.is_control() => pointer.push('\u{FFFD}'),
@@ -230,6 +225,12 @@ impl<'p> Path<'p> {
         }
         pointer
     }
+}
+
+/// Whether a member's name could be a person's number written in the wrong place; it is not repeated.
+fn might_be_personal(name: &str) -> bool {
+    const DIGITS_MAX: usize = 5;
+    name.bytes().filter(u8::is_ascii_digit).count() > DIGITS_MAX
 }
 
 /// A value with its place.
@@ -254,6 +255,24 @@ impl<'f, 'r> Place<'f, 'r> {
                 None
             }
         }
+    }
+
+    /// Whether this is an object with these members; tells those that are missing.
+    pub fn has_members(&mut self, names: &[&'static str]) -> bool {
+        if self.faults.is_recording() {
+            return true;
+        }
+        let Node::Object(members) = self.node else {
+            self.faults.add(self.path.pointer(), NOT_OBJECT);
+            return false;
+        };
+        let missing = names.iter().filter(|name| !members.iter().any(|(member, _)| member == *name));
+        let mut whole = true;
+        for name in missing {
+            self.faults.add(self.path.to(Step::Member(name)).pointer(), REQUIRED);
+            whole = false;
+        }
+        whole
     }
 
     /// Reads a value whose faults are its own and not the body's.
@@ -465,6 +484,20 @@ impl<'f, 'r> Reader<'f, 'r> {
         }
         false
     }
+}
+
+/// The days `from` and `to` of a query; neither needs to be there.
+pub fn days(reader: &mut Reader<'_, '_>) -> (Option<Day>, Option<Day>) {
+    const ENDS_BEFORE: Wrong = Wrong::new(
+        "ends-before-it-begins",
+        "This day lies before the one in from.",
+        "结束日期早于开始日期。",
+    );
+    let (from, to) = (reader.optional("from", day), reader.optional("to", day));
+    if from.zip(to).is_some_and(|(from, to)| to < from) {
+        reader.refuse("to", ENDS_BEFORE);
+    }
+    (from, to)
 }
 
 /// Reads a JSON body whose outermost value is an object.
