@@ -146,7 +146,7 @@ impl<'de> Deserialize<'de> for FundId {
 }
 
 /// What a claim is at a moment. `Held` is the only one that time alone ends.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Entitlement, device and money are reserved for a while (预核销).
@@ -187,7 +187,7 @@ impl Status {
 }
 
 /// Whether a claim reserves or is the sale itself.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Reserve until the sale is done.
@@ -197,7 +197,7 @@ pub enum Mode {
 }
 
 /// Where the sale happened.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SaleChannel {
     /// On a platform or a retailer's own site.
@@ -207,7 +207,7 @@ pub enum SaleChannel {
 }
 
 /// Why the goods came back; coded, so that no free text enters the journal.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReturnReason {
     /// The consumer changed their mind.
@@ -221,7 +221,7 @@ pub enum ReturnReason {
 }
 
 /// Why a fund's budget changes; coded.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AdjustReason {
     /// A further instalment from the treasury.

@@ -17,6 +17,14 @@ pub const FAULTS_MAX: usize = 32;
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes in an `Authorization` header.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// Connections that one HTTP worker holds open; further ones wait to be accepted.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// How long an idle connection is kept open for a further request.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long a connection that is being closed is waited for.
+pub const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long requests that have arrived are waited for when the service stops.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Items on a page of a list, at most and by default.
 pub const PAGE_ITEMS_MAX: usize = 200;
 /// Items on a page where no `limit` is given.
@@ -91,6 +99,16 @@ pub const JOURNAL_READ_ENTRIES_MAX: usize = 4096;
 pub const JOURNAL_CHECKPOINT_PAGES: u32 = 4000;
 /// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
 pub const JOURNAL_WAL_BYTES_KEPT: u32 = 64 * 1024 * 1024;
+/// How long PostgreSQL may take for anything.
+pub const POSTGRES_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest pause before connecting to PostgreSQL again.
+pub const POSTGRES_RETRY_MS_MAX: u64 = 1000;
+/// Connections on which entries are read.
+pub const POSTGRES_READERS: usize = 4;
+/// How long one of several processes may go on appending before another has its turn.
+pub const TURN: Duration = Duration::from_millis(5);
+/// How long a process waits for its turn before it goes on without.
+pub const TURN_WAIT: Duration = Duration::from_millis(250);
 /// Shards of the state's key index; each grows on its own, so that no growth is felt.
 pub const KEY_INDEX_SHARDS: usize = 4096;
 /// Claims in one chunk of the state's claim table.
@@ -106,6 +124,18 @@ pub const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Entries the projector puts into one transaction of the book.
 pub const BOOK_BATCH_ENTRIES_MAX: usize = 50_000;
+/// Entries offered to the projector and not yet taken; it reads the journal for what does not fit.
+pub const BOOK_INBOX_ENTRIES_MAX: usize = 16 * 1024;
+/// How long the projector gathers entries while nobody waits for the book.
+pub const BOOK_PACE: Duration = Duration::from_millis(200);
+/// How long the projector pauses after failing again and again.
+pub const BOOK_RETRY_MAX: Duration = Duration::from_secs(60);
+/// Queries on the book that run at a time.
+pub const BOOK_QUERIES_RUNNING_MAX: usize = 4;
+/// Queries on the book that run or wait to run; one more is answered 503.
+pub const BOOK_QUERIES_MAX: usize = 64;
+/// How long a connection to the book waits for a lock.
+pub const BOOK_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a list waits for the book to reach the journal's head.
 pub const BOOK_WAIT: Duration = Duration::from_secs(1);
 /// Time a query on the book may take.
@@ -131,6 +161,8 @@ pub const JWKS_KEYS_MAX: usize = 64;
 pub const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 /// How often the JWKS file is looked at.
 pub const JWKS_POLL: Duration = Duration::from_secs(1);
+/// How long the tokens that `--dev` prints are valid.
+pub const DEV_TOKEN_TTL_S: u64 = 12 * 3600;
 /// Retailers whose rate is remembered before idle ones are dropped.
 pub const RATE_KEYS_MAX: usize = 100_000;
 
@@ -151,6 +183,9 @@ pub const WORKERS_MAX: u32 = 256;
 /// Requests per second that a rate limit may be set to.
 pub const RATE_PER_SECOND_MAX: u32 = 1_000_000;
 
+const _: () = assert!(TURN.as_millis() < TURN_WAIT.as_millis());
+const _: () = assert!(TURN_WAIT.as_millis() < POSTGRES_TIMEOUT.as_millis());
+const _: () = assert!(DECISION_TIMEOUT.as_secs() < SHUTDOWN_TIMEOUT.as_secs());
 const _: () = assert!(BATCH_ITEMS_MAX <= WRITER_BATCH_COMMANDS_MAX);
 const _: () = assert!(WRITER_BATCH_COMMANDS_MAX <= QUEUE_COMMANDS_MAX);
 const _: () = assert!(BATCH_ITEMS_MAX * 2 * 1024 <= BATCH_BODY_BYTES_MAX);
@@ -161,8 +196,16 @@ const _: () = assert!(KEY_INDEX_SHARDS.is_power_of_two() && CLAIM_CHUNK.is_power
 const _: () = assert!(TOKEN_BYTES_MAX < BODY_BYTES_MAX);
 const _: () = assert!(HASH_KEY_BYTES_MIN * 2 < KEY_FILE_BYTES_MAX);
 const _: () = assert!(BODY_BYTES_MAX * 4 < ENTRY_BYTES_MAX);
+const _: () = assert!(WRITER_BATCH_COMMANDS_MAX + WRITER_BATCH_EXPIRIES_MAX <= BOOK_INBOX_ENTRIES_MAX / 2);
+const _: () = assert!(BOOK_INBOX_ENTRIES_MAX <= BOOK_BATCH_ENTRIES_MAX);
+const _: () = assert!(BOOK_QUERIES_RUNNING_MAX <= BOOK_QUERIES_MAX);
+const _: () = assert!(BOOK_PACE.as_millis() < BOOK_WAIT.as_millis());
 // A budget in fen, and any sum of a hundred of them, fits into 64 bits.
 const _: () = assert!(BUDGET_YUAN_DIGITS_MAX <= 13);
 // JSON writes no character of a programme file with more than two bytes for one (TOML has no control
 // characters but tab and line ends), so that a set fits into its entry with room for the rest.
 const _: () = assert!(PROGRAMME_SET_BYTES_MAX * 2 + 4096 <= ENTRY_BYTES_MAX);
+const _: () = assert!(WRITER_BATCH_COMMANDS_MAX + WRITER_BATCH_EXPIRIES_MAX <= BOOK_INBOX_ENTRIES_MAX / 2);
+const _: () = assert!(BOOK_INBOX_ENTRIES_MAX <= BOOK_BATCH_ENTRIES_MAX);
+const _: () = assert!(BOOK_QUERIES_RUNNING_MAX <= BOOK_QUERIES_MAX);
+const _: () = assert!(BOOK_PACE.as_millis() < BOOK_WAIT.as_millis());

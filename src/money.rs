@@ -140,7 +140,8 @@ mod tests {
         assert_eq!(Fen::parse_yuan("0.5"), Some(Fen::new(50)));
         assert_eq!(Fen::parse_yuan("0"), Some(Fen::ZERO));
         assert_eq!(Fen::parse_yuan("99999999.99"), Some(Fen::new(9_999_999_999)));
-        for bad in ["", ".", "1.", ".5", "01", "1.234", "-1", "+1", "1e3", "100000000", "１", " 1", "1,000"] {
+        for bad in ["", ".", "1.", ".5", "01", "1.234", "-1", "+1", "1e3", "100000000", "１", " 1", "1,000"]
+        {
             assert_eq!(Fen::parse_yuan(bad), None, "{bad}");
         }
     }

@@ -528,15 +528,16 @@ mod tests {
             let best = terms.iter().enumerate().filter_map(|(index, terms)| pays(index, terms)).max();
             let got = judgement.as_ref().ok().map(|determination| {
                 let chosen = determination.chosen();
-                (chosen.amount.get(), format!("p-{}", best.map_or(99, |best| best.1)) == chosen.programme.id.as_str())
+                (chosen.amount.get(), chosen.programme.id.to_string())
             });
-            prop_assert_eq!(got, best.map(|(amount, _)| (amount, true)));
+            prop_assert_eq!(got, best.map(|(amount, index)| (amount, format!("p-{index}"))));
             if let Ok(determination) = &judgement {
                 let chosen = determination.considered().filter(|judged| judged.verdict == Verdict::Chosen);
                 prop_assert_eq!(chosen.count(), 1);
                 for judged in determination.considered() {
-                    let per_mille = i64::from(terms[judged.programme.id.as_str()[2..].parse::<usize>().unwrap()].rate_per_mille);
+                    let index: usize = judged.programme.id.as_str()[2..].parse().unwrap();
                     prop_assert!(judged.amount <= judged.cap && judged.amount <= judged.computed);
+                    let per_mille = i64::from(terms[index].rate_per_mille);
                     prop_assert!(judged.computed.get() * 1000 <= price * per_mille);
                     prop_assert!(judged.amount <= determination.chosen().amount);
                 }

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hmac;
@@ -158,6 +159,7 @@ impl fmt::Debug for KeyedHash {
 /// One hash key, ready for use.
 pub struct HashKey {
     id: HashKeyId,
+    label: Arc<str>,
     key: hmac::Key,
 }
 
@@ -165,6 +167,11 @@ impl HashKey {
     /// Its name.
     pub fn id(&self) -> HashKeyId {
         self.id
+    }
+
+    /// Its name as it travels with a hash, `hmac-sha256/k1`.
+    pub fn label(&self) -> &Arc<str> {
+        &self.label
     }
 
     /// The keyed hash of `bytes`.
@@ -243,7 +250,7 @@ impl HashKeys {
             if secrets.contains(&secret) {
                 faults.push(format!("{}: the same secret as another hash key", source.file.display()));
             }
-            let key = HashKey { id: source.id, key: hmac::Key::new(hmac::HMAC_SHA256, &secret) };
+            let key = HashKey { id: source.id, label: source.id.to_string().into(), key: hmac::Key::new(hmac::HMAC_SHA256, &secret) };
             secrets.push(secret);
             match source.key_use {
                 KeyUse::Write => writing = Some(key),

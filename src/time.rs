@@ -3,9 +3,9 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
 use ::time::format_description::well_known::Rfc3339;
 use ::time::{Date, Month, OffsetDateTime, UtcOffset};
+use serde::{Deserialize, Serialize};
 
 const SHANGHAI_OFFSET_MS: i64 = 8 * 3_600_000;
 const DAY_MS: i64 = 86_400_000;
@@ -92,7 +92,8 @@ impl Day {
         if bytes.len() != 10 || bytes[4] != b'-' || bytes[7] != b'-' {
             return None;
         }
-        let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse::<u16>().ok())?;
+        let number =
+            |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse::<u16>().ok())?;
         let year = i32::from(number(text.get(..4)?)?);
         let month = Month::try_from(u8::try_from(number(text.get(5..7)?)?).ok()?).ok()?;
         let day = u8::try_from(number(text.get(8..)?)?).ok()?;

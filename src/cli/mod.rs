@@ -9,7 +9,9 @@ use clap::{Args, Parser, Subcommand};
 use subsidy_pos::auth::{self, NewToken, Role};
 use subsidy_pos::clock::Clock;
 use subsidy_pos::config::{Config, Mode};
+use subsidy_pos::http::problem::Problem;
 use subsidy_pos::identity::RegionCode;
+use subsidy_pos::ledger::Refusal;
 use subsidy_pos::money::Fen;
 use subsidy_pos::programme::ProgrammeSet;
 use subsidy_pos::secrets::{DevKeys, SigningKey};
@@ -166,8 +168,11 @@ impl Arguments {
 /// The programme files to apply: those of the configured directory, or the shipped ones.
 fn programme_files(config: &Config) -> Result<Vec<(String, String)>, Failed> {
     let dir = &config.programmes.dir;
-    let files =
-        if dir.as_os_str().is_empty() { programme::shipped() } else { programme_files::read_dir(dir).map_err(failed)? };
+    let files = if dir.as_os_str().is_empty() {
+        programme::shipped()
+    } else {
+        programme_files::read_dir(dir).map_err(failed)?
+    };
     ProgrammeSet::parse(&files).map_err(failed)?;
     Ok(files)
 }
@@ -205,7 +210,9 @@ fn quote(arguments: &Quote) -> Result<(), Failed> {
     let config = arguments.settings.load(Mode::Production)?;
     let set = ProgrammeSet::parse(&programme_files(&config)?).map_err(failed)?;
     let sold_at = match &arguments.at {
-        Some(text) => Timestamp::parse(text).ok_or_else(|| failed("--at: not an RFC 3339 time with an offset"))?,
+        Some(text) => {
+            Timestamp::parse(text).ok_or_else(|| failed("--at: not an RFC 3339 time with an offset"))?
+        }
         None => Clock::default().now(),
     };
     let price = Fen::parse_yuan(&arguments.price)
@@ -236,7 +243,10 @@ fn quote(arguments: &Quote) -> Result<(), Failed> {
             println!("subsidy {subsidy}, payable {payable}");
             Ok(())
         }
-        Err(refused) => Err(failed(format!("not eligible: {}", refused.code()))),
+        Err(refused) => {
+            let problem = Problem::from(Refusal::Policy(refused));
+            Err(failed(format!("not eligible: {}", problem.code().row().name)))
+        }
     }
 }
 

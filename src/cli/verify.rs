@@ -28,9 +28,12 @@ pub fn verify(arguments: &Verify) -> Result<(), Failed> {
         false => None,
     };
     let reader = SqliteReader::new(&arguments.data).map_err(failed)?;
-    let verified =
-        verify::verify(|after, limit| reader.read_after(after, limit), book, signed.as_ref()).map_err(failed)?;
-    println!("the journal verifies: {} entries, {} claims, {} funds", verified.head.position, verified.claims, verified.funds);
+    let verified = verify::verify(|after, limit| reader.read_after(after, limit), book, signed.as_ref())
+        .map_err(failed)?;
+    println!(
+        "the journal verifies: {} entries, {} claims, {} funds",
+        verified.head.position, verified.claims, verified.funds
+    );
     println!("head   {}", verified.head.hash);
     println!("digest {}", verified.digest);
     match verified.book_at {

@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 
 use crate::ledger::entry::Hash;
 
+pub mod postgres;
 pub mod sqlite;
 
 /// The end of a journal.
@@ -67,6 +68,16 @@ pub trait Journal: Send {
 
     /// Whether other processes may append to the same journal.
     fn is_shared(&self) -> bool;
+
+    /// Waits for this process's turn where several share a journal, so that they do not decide in vain.
+    /// Whether others may have appended since the last turn, so that their entries should be folded now.
+    /// Only a courtesy: [`Journal::append`] is what keeps two writers apart.
+    fn take_turn(&mut self) -> Result<bool, JournalError> {
+        Ok(false)
+    }
+
+    /// Lets others have their turn; there is nothing to append for now.
+    fn end_turn(&mut self) {}
 }
 
 /// What the readers of a journal use; they never wait for the writer.

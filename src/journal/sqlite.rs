@@ -58,7 +58,10 @@ fn connect(path: &Path) -> Result<Connection, JournalError> {
         connection.query_row("PRAGMA synchronous", [], |row| row.get(0)).map_err(unusable)?;
     // 2 is FULL: every commit is synced before it returns.
     if synchronous != 2 {
-        return Err(JournalError::Unusable(format!("{}: synchronous is {synchronous}, not FULL", path.display())));
+        return Err(JournalError::Unusable(format!(
+            "{}: synchronous is {synchronous}, not FULL",
+            path.display()
+        )));
     }
     Ok(connection)
 }
@@ -96,8 +99,9 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
 }
 
 fn read(connection: &Connection, after: u64, limit: usize) -> rusqlite::Result<Vec<Row>> {
-    let mut statement = connection
-        .prepare_cached("SELECT position, hash, entry FROM journal WHERE position > ?1 ORDER BY position LIMIT ?2")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT position, hash, entry FROM journal WHERE position > ?1 ORDER BY position LIMIT ?2",
+    )?;
     statement.query_map((signed(after), signed(limit as u64)), row)?.collect()
 }
 
@@ -135,7 +139,8 @@ impl Journal for SqliteJournal {
                 .prepare_cached("INSERT INTO journal (position, hash, entry) VALUES (?1, ?2, ?3)")
                 .map_err(unknown)?;
             for row in rows {
-                let entry = std::str::from_utf8(&row.entry).map_err(|error| JournalError::Unusable(error.to_string()))?;
+                let entry = std::str::from_utf8(&row.entry)
+                    .map_err(|error| JournalError::Unusable(error.to_string()))?;
                 insert.execute((signed(row.position), row.hash.bytes(), entry)).map_err(unknown)?;
             }
         }

@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::command::{
-    AdjustFund, Alternative, Command, Draft, FundView, OpenFund, Quote, Redeem, Refusal,
-};
+use super::command::{AdjustFund, Alternative, Command, Draft, FundView, OpenFund, Quote, Redeem, Refusal};
 use super::entry::{
-    Balance, ClaimKeys, ClaimMade, ClaimMoved, Event, FundAdjusted, FundDelta, FundOpened, Judged, Key, ProgrammeFile,
+    Balance, ClaimKeys, ClaimMade, ClaimMoved, Event, FundAdjusted, FundDelta, FundOpened, Judged, Key,
+    ProgrammeFile,
 };
 use super::state::{ClaimIx, ClaimRecord, Fund, FundIx, Request, State, activating};
 use crate::claim::{ClaimId, Device, FundId, Mode, Status, Submitter};
@@ -31,9 +30,9 @@ pub enum Decision {
     /// Time has ended this hold and it stands in the way: expire it, then decide again.
     ExpireFirst(ClaimIx),
     /// Nothing changes; this is the answer.
-    Answer(Answer),
+    Answer(Box<Answer>),
     /// Nothing changes; this is why.
-    Refuse(Refusal),
+    Refuse(Box<Refusal>),
     /// The fund is waiting for more dead holds than one command may expire.
     TryAgain,
 }
@@ -53,8 +52,8 @@ pub enum Answer {
     Quote(Option<Determination>, Option<Refusal>),
     /// A fund.
     Fund(FundView),
-    /// Funds, by id.
-    Funds(Vec<FundView>),
+    /// Funds, by id, as of a position.
+    Funds(Vec<FundView>, u64),
     /// An officer's request was answered by the entry at this position.
     FundReplay(u64),
     /// It is so already.
@@ -65,7 +64,13 @@ pub enum Answer {
 
 impl From<Refusal> for Decision {
     fn from(refusal: Refusal) -> Self {
-        Self::Refuse(refusal)
+        Self::Refuse(Box::new(refusal))
+    }
+}
+
+impl From<Answer> for Decision {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(Box::new(answer))
     }
 }
 
@@ -91,23 +96,28 @@ pub fn decide(state: &State, command: &Command, now: Timestamp) -> Decision {
         Command::Locate(claim_id) => locate(state, claim_id, now),
         Command::OpenFund(asked) => open_fund(state, asked),
         Command::AdjustFund(asked) => adjust_fund(state, asked, now),
-        Command::SwitchFund { fund_id, frozen, by, regions } => switch_fund(state, fund_id, *frozen, by, regions.as_deref()),
+        Command::SwitchFund { fund_id, frozen, by, regions } => {
+            switch_fund(state, fund_id, *frozen, by, regions.as_deref())
+        }
         Command::Fund(id) => match state.find_fund(id).and_then(|ix| state.fund(ix)) {
-            Some(fund) => Ok(Decision::Answer(Answer::Fund(view(fund)))),
+            Some(fund) => Ok(Answer::Fund(view(fund)).into()),
             None => Err(Refusal::FundNotFound.into()),
         },
         Command::Funds => {
             let mut funds: Vec<FundView> = state.funds().iter().map(view).collect();
             funds.sort_by(|a, b| a.fund_id.cmp(&b.fund_id));
-            Ok(Decision::Answer(Answer::Funds(funds)))
+            Ok(Answer::Funds(funds, state.head().position).into())
         }
         Command::Activate(files) => activate(state, files),
         Command::IntroduceHashKey { key, check } => match state.hash_keys().get(key) {
-            Some(known) if known == check => Ok(Decision::Answer(Answer::Done)),
+            Some(known) if known == check => Ok(Answer::Done.into()),
             Some(_) => Err(Refusal::HashKeyDiffers.into()),
-            None => Ok(Decision::Enter(Event::HashKeyIntroduced { key: Arc::clone(key), check: Arc::clone(check) })),
+            None => Ok(Decision::Enter(Event::HashKeyIntroduced {
+                key: Arc::clone(key),
+                check: Arc::clone(check),
+            })),
         },
-        Command::Digest => Ok(Decision::Answer(Answer::Digest)),
+        Command::Digest => Ok(Answer::Digest.into()),
     };
     decided.unwrap_or_else(|decision| decision)
 }
@@ -225,7 +235,7 @@ fn replay(state: &State, draft: &Draft, ix: ClaimIx) -> Deciding {
     if record.status() == Status::Cancelled {
         return Err(Refusal::Cancelled.into());
     }
-    Ok(Decision::Answer(Answer::Claim(record.made())))
+    Ok(Answer::Claim(record.made()).into())
 }
 
 fn draft_sale(draft: &Draft) -> rules::Sale<'_> {
@@ -302,7 +312,12 @@ fn payable<'s, 'd>(
 }
 
 /// Whether a live claim holds any of `keys`.
-fn taken<'a>(state: &State, keys: impl IntoIterator<Item = &'a Key>, now: Timestamp, dead: Dead) -> Deciding<bool> {
+fn taken<'a>(
+    state: &State,
+    keys: impl IntoIterator<Item = &'a Key>,
+    now: Timestamp,
+    dead: Dead,
+) -> Deciding<bool> {
     for key in keys {
         for ix in state.holders(key) {
             if !is_out_of_the_way(state, ix, now, dead)? {
@@ -374,7 +389,13 @@ fn funded<'s>(
 }
 
 /// Fen that dead holds still reserve, up to `missing`.
-fn waiting_in_dead_holds(state: &State, fund: FundIx, missing: i64, now: Timestamp, dead: Dead) -> Deciding<i64> {
+fn waiting_in_dead_holds(
+    state: &State,
+    fund: FundIx,
+    missing: i64,
+    now: Timestamp,
+    dead: Dead,
+) -> Deciding<i64> {
     let mut waiting = 0;
     for (number, ix) in state.dead_holds(fund, now).enumerate() {
         if dead == Dead::Expire {
@@ -412,7 +433,7 @@ fn quote(state: &State, quote: &Quote, now: Timestamp) -> Decision {
     };
     let determination = match judgement {
         Ok(determination) => determination,
-        Err(refused) => return Decision::Answer(Answer::Quote(None, Some(Refusal::Policy(refused.clone())))),
+        Err(refused) => return Answer::Quote(None, Some(Refusal::Policy(refused.clone()))).into(),
     };
     let asked = Asked {
         region_code: quote.region_code,
@@ -426,10 +447,8 @@ fn quote(state: &State, quote: &Quote, now: Timestamp) -> Decision {
         trade_in: quote.trade_in.as_ref(),
     };
     match payable(state, determination, &asked, now, Dead::LookPast) {
-        Ok(_) => Decision::Answer(Answer::Quote(Some(determination.clone()), None)),
-        Err(Decision::Refuse(refusal)) => {
-            Decision::Answer(Answer::Quote(Some(determination.clone()), Some(refusal)))
-        }
+        Ok(_) => Answer::Quote(Some(determination.clone()), None).into(),
+        Err(Decision::Refuse(refusal)) => Answer::Quote(Some(determination.clone()), Some(*refusal)).into(),
         Err(other) => other,
     }
 }
@@ -459,7 +478,7 @@ fn locate(state: &State, id: &ClaimId, now: Timestamp) -> Deciding {
     if record.is_dead_hold(now) {
         return Err(Decision::ExpireFirst(ix));
     }
-    Ok(Decision::Answer(Answer::Claim(record.last())))
+    Ok(Answer::Claim(record.last()).into())
 }
 
 fn conflict(record: &ClaimRecord) -> Decision {
@@ -471,7 +490,7 @@ fn redeem(state: &State, asked: &Redeem, now: Timestamp) -> Deciding {
     match record.status() {
         Status::Held => {}
         // Whether the content is the same is for the caller to see: it has the claim's.
-        Status::Redeemed => return Ok(Decision::Answer(Answer::Claim(record.last()))),
+        Status::Redeemed => return Ok(Answer::Claim(record.last()).into()),
         _ => return Err(conflict(record)),
     }
     let bound = state.device_keys(record);
@@ -504,8 +523,10 @@ fn redeem(state: &State, asked: &Redeem, now: Timestamp) -> Deciding {
 fn release(state: &State, by: &Submitter, id: &ClaimId, now: Timestamp) -> Deciding {
     let record = owned(state, by, id, now)?;
     match record.status() {
-        Status::Held => end(state, record, Status::Released, now).map(Decision::Enter).ok_or(Decision::TryAgain),
-        Status::Released | Status::Expired => Ok(Decision::Answer(Answer::Claim(record.last()))),
+        Status::Held => {
+            end(state, record, Status::Released, now).map(Decision::Enter).ok_or(Decision::TryAgain)
+        }
+        Status::Released | Status::Expired => Ok(Answer::Claim(record.last()).into()),
         _ => Err(conflict(record)),
     }
 }
@@ -513,8 +534,10 @@ fn release(state: &State, by: &Submitter, id: &ClaimId, now: Timestamp) -> Decid
 fn give_back(state: &State, by: &Submitter, id: &ClaimId, now: Timestamp) -> Deciding {
     let record = owned(state, by, id, now)?;
     match record.status() {
-        Status::Redeemed => end(state, record, Status::Returned, now).map(Decision::Enter).ok_or(Decision::TryAgain),
-        Status::Returned => Ok(Decision::Answer(Answer::Claim(record.last()))),
+        Status::Redeemed => {
+            end(state, record, Status::Returned, now).map(Decision::Enter).ok_or(Decision::TryAgain)
+        }
+        Status::Returned => Ok(Answer::Claim(record.last()).into()),
         _ => Err(conflict(record)),
     }
 }
@@ -527,7 +550,7 @@ fn cancel(state: &State, request: &Key, now: Timestamp) -> Deciding {
                 until: now.plus_ms(limits::KEY_RETENTION_MS),
             }));
         }
-        Request::Spent => return Ok(Decision::Answer(Answer::KeySpent)),
+        Request::Spent => return Ok(Answer::KeySpent.into()),
         Request::Claim(ix) => ix,
     };
     let record = known(state, ix)?;
@@ -535,13 +558,15 @@ fn cancel(state: &State, request: &Key, now: Timestamp) -> Deciding {
         return Err(Decision::ExpireFirst(ix));
     }
     match record.status() {
-        Status::Redeemed if now.ms() - record.id().made_at().ms() > limits::CANCEL_WINDOW_MS => Err(conflict(record)),
+        Status::Redeemed if now.ms() - record.id().made_at().ms() > limits::CANCEL_WINDOW_MS => {
+            Err(conflict(record))
+        }
         Status::Held | Status::Redeemed => {
             end(state, record, Status::Cancelled, now).map(Decision::Enter).ok_or(Decision::TryAgain)
         }
-        Status::Cancelled => Ok(Decision::Answer(Answer::Cancelled(record.last()))),
+        Status::Cancelled => Ok(Answer::Cancelled(record.last()).into()),
         Status::Released | Status::Expired | Status::Returned => {
-            Ok(Decision::Answer(Answer::NothingToCancel(record.last())))
+            Ok(Answer::NothingToCancel(record.last()).into())
         }
     }
 }
@@ -601,7 +626,7 @@ pub fn view(fund: &Fund) -> FundView {
 fn officer_replay(state: &State, request: &Key, fingerprint: &Key) -> Deciding<()> {
     match state.officer_request(request) {
         None => Ok(()),
-        Some((position, known)) if known == *fingerprint => Err(Decision::Answer(Answer::FundReplay(position))),
+        Some((position, known)) if known == *fingerprint => Err(Answer::FundReplay(position).into()),
         Some(_) => Err(Refusal::IdempotencyKeyReused.into()),
     }
 }
@@ -622,7 +647,7 @@ fn open_fund(state: &State, asked: &OpenFund) -> Deciding {
     if overlaps {
         return Err(Refusal::FundOverlaps.into());
     }
-    Ok(Decision::Enter(Event::FundOpened(FundOpened {
+    Ok(Decision::Enter(Event::FundOpened(Box::new(FundOpened {
         fund_id: asked.fund_id.clone(),
         programme: asked.programme.clone(),
         region_code: asked.region_code,
@@ -632,7 +657,7 @@ fn open_fund(state: &State, asked: &OpenFund) -> Deciding {
         by: Arc::clone(&asked.by),
         request: asked.request,
         fingerprint: asked.fingerprint,
-    })))
+    }))))
 }
 
 /// A fund that an officer with these regions may see.
@@ -643,7 +668,9 @@ fn visible_fund<'s>(
 ) -> Deciding<(FundIx, &'s Fund)> {
     let found = state.find_fund(id).and_then(|ix| Some((ix, state.fund(ix)?)));
     found
-        .filter(|(_, fund)| regions.is_none_or(|regions| regions.iter().any(|region| region.covers(fund.region_code))))
+        .filter(|(_, fund)| {
+            regions.is_none_or(|regions| regions.iter().any(|region| region.covers(fund.region_code)))
+        })
         .ok_or_else(|| Refusal::FundNotFound.into())
 }
 
@@ -656,7 +683,7 @@ fn adjust_fund(state: &State, asked: &AdjustFund, now: Timestamp) -> Deciding {
     if budget < used {
         return Err(state.dead_holds(ix, now).next().map_or_else(below, Decision::ExpireFirst));
     }
-    Ok(Decision::Enter(Event::FundAdjusted(FundAdjusted {
+    Ok(Decision::Enter(Event::FundAdjusted(Box::new(FundAdjusted {
         fund_id: asked.fund_id.clone(),
         delta: asked.delta,
         reason: asked.reason,
@@ -665,20 +692,26 @@ fn adjust_fund(state: &State, asked: &AdjustFund, now: Timestamp) -> Deciding {
         request: asked.request,
         fingerprint: asked.fingerprint,
         after: Balance { budget, ..fund.balance },
-    })))
+    }))))
 }
 
-fn switch_fund(state: &State, id: &FundId, frozen: bool, by: &Arc<str>, regions: Option<&[RegionCode]>) -> Deciding {
+fn switch_fund(
+    state: &State,
+    id: &FundId,
+    frozen: bool,
+    by: &Arc<str>,
+    regions: Option<&[RegionCode]>,
+) -> Deciding {
     let (_, fund) = visible_fund(state, id, regions)?;
     if fund.balance.frozen == frozen {
-        return Ok(Decision::Answer(Answer::Fund(view(fund))));
+        return Ok(Answer::Fund(view(fund)).into());
     }
     Ok(Decision::Enter(Event::FundSwitched { fund_id: id.clone(), frozen, by: Arc::clone(by) }))
 }
 
 fn activate(state: &State, files: &[ProgrammeFile]) -> Deciding {
     match activating(state.programmes(), files) {
-        Ok(history) if history.current() == state.programmes().current() => Ok(Decision::Answer(Answer::Done)),
+        Ok(history) if history.current() == state.programmes().current() => Ok(Answer::Done.into()),
         Ok(_) => Ok(Decision::Enter(Event::ProgrammesActivated { files: files.to_vec() })),
         Err(reason) => Err(Refusal::ActivationRefused(reason).into()),
     }

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::entry::{Balance, ClaimMade, ClaimMoved, Entry, Event, FundOpened, Hash, Key, ProgrammeFile};
-use crate::claim::{
-    AdjustReason, ClaimId, Device, FundId, Mode, ReturnReason, Sale, Status, Submitter,
-};
+use crate::claim::{AdjustReason, ClaimId, Device, FundId, Mode, ReturnReason, Sale, Status, Submitter};
 use crate::identity::{Reference, RegionCode};
 use crate::money::Fen;
 use crate::programme::{Programme, ProgrammeId};
@@ -238,8 +236,13 @@ pub enum Outcome {
     Quote(Box<Quoted>),
     /// A fund.
     Fund(FundView),
-    /// Funds, by id.
-    Funds(Vec<FundView>),
+    /// Funds, by id, as of a position.
+    Funds {
+        /// The funds.
+        funds: Vec<FundView>,
+        /// The position.
+        position: u64,
+    },
     /// A fund request answered again; render it from the entry at this position.
     FundReplay(u64),
     /// Done, and there is nothing to say.
@@ -435,12 +438,8 @@ impl ClaimView {
         let (first, rest) = entries.split_first()?;
         let Event::ClaimMade(made) = &first.entry.event else { return None };
         let at = |stored: &Stored| (stored.entry.position, stored.entry.at, stored.hash);
-        let mut view = Self {
-            made: Arc::clone(made),
-            made_at: first.entry.at,
-            moves: SmallVec::new(),
-            last: at(first),
-        };
+        let mut view =
+            Self { made: Arc::clone(made), made_at: first.entry.at, moves: SmallVec::new(), last: at(first) };
         for stored in rest {
             match &stored.entry.event {
                 Event::ClaimMoved(moved) if moved.claim_id == made.claim_id && moved.prior == view.last.0 => {
@@ -490,6 +489,10 @@ impl ClaimView {
 
     /// The invoice.
     pub fn invoice_no(&self) -> Option<&Reference> {
-        self.moves.iter().rev().find_map(|moved| moved.invoice_no.as_ref()).or(self.made.sale.invoice_no.as_ref())
+        self.moves.iter().rev().find_map(|moved| moved.invoice_no.as_ref()).or(self
+            .made
+            .sale
+            .invoice_no
+            .as_ref())
     }
 }

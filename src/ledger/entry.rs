@@ -175,9 +175,9 @@ pub enum Event {
         files: Vec<ProgrammeFile>,
     },
     /// Money was set aside.
-    FundOpened(FundOpened),
+    FundOpened(Box<FundOpened>),
     /// A fund's budget changed.
-    FundAdjusted(FundAdjusted),
+    FundAdjusted(Box<FundAdjusted>),
     /// New claims on a fund were stopped, or allowed again.
     FundSwitched {
         /// Which fund.

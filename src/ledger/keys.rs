@@ -41,12 +41,20 @@ impl KeyRing {
 
     /// A request: an idempotency key within retailer and integrator (a platform's name, or empty).
     pub fn request(&self, retailer: &Uscc, platform: Option<&str>, idempotency_key: &str) -> Key {
-        self.key(1, &[retailer.as_str().as_bytes(), platform.unwrap_or("").as_bytes(), idempotency_key.as_bytes()])
+        self.key(
+            1,
+            &[retailer.as_str().as_bytes(), platform.unwrap_or("").as_bytes(), idempotency_key.as_bytes()],
+        )
     }
 
     /// A regulator's request: an idempotency key of one officer.
     pub fn officer_request(&self, officer: &str, idempotency_key: &str) -> Key {
         self.key(2, &[officer.as_bytes(), idempotency_key.as_bytes()])
+    }
+
+    /// The content of a regulator's request, as its canonical parts.
+    pub fn officer_content(&self, parts: &[&[u8]]) -> Key {
+        self.key(8, parts)
     }
 
     /// A line of a retailer's order.

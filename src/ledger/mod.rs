@@ -1,5 +1,6 @@
 //! The ledger: commands go in, durable decisions come out.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::programme::{ProgrammeHistory, ProgrammeSet};
@@ -9,7 +10,13 @@ pub mod command;
 pub mod entry;
 pub mod keys;
 pub mod state;
+mod views;
 pub mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use entry::ProgrammeFile;
 
 pub use command::{ClaimAt, ClaimView, Command, Failure, Outcome, Refusal, Stored};
 pub use keys::KeyRing;
@@ -26,4 +33,16 @@ pub struct Published {
     pub activated_at: u64,
     /// Makes this journal's keys.
     pub keys: KeyRing,
+    /// The hash keys in use, with their check values.
+    pub hash_keys: BTreeMap<Arc<str>, Arc<str>>,
+}
+
+impl Published {
+    /// Whether `files` are not the programmes that apply.
+    pub fn is_other_than(&self, files: &[ProgrammeFile]) -> bool {
+        match state::activating(&self.history, files) {
+            Ok(history) => history.current() != &self.programmes,
+            Err(_) => true,
+        }
+    }
 }

@@ -424,7 +424,8 @@ impl State {
     /// Finds a claim by its id.
     pub fn find_claim(&self, id: &ClaimId) -> Option<ClaimIx> {
         let records = &self.claims.records;
-        let chunk = records.chunks.partition_point(|chunk| chunk.first().is_some_and(|first| first.id <= *id));
+        let chunk =
+            records.chunks.partition_point(|chunk| chunk.first().is_some_and(|first| first.id <= *id));
         let chunk = chunk.checked_sub(1)?;
         let within = records.chunks.get(chunk)?.binary_search_by_key(id, |record| record.id).ok()?;
         u32::try_from(chunk * limits::CLAIM_CHUNK + within).ok().map(ClaimIx)
@@ -436,7 +437,8 @@ impl State {
         let platform = match &by.platform {
             None => true,
             Some(name) => {
-                record.platform.checked_sub(1).and_then(|number| self.platforms.get(number as usize)) == Some(name)
+                record.platform.checked_sub(1).and_then(|number| self.platforms.get(number as usize))
+                    == Some(name)
             }
         };
         retailer && platform
@@ -500,7 +502,11 @@ impl State {
     }
 
     /// The funds of a programme for exactly this region.
-    pub fn funds_at(&self, programme: &ProgrammeId, region: RegionCode) -> impl Iterator<Item = (FundIx, &Fund)> {
+    pub fn funds_at(
+        &self,
+        programme: &ProgrammeId,
+        region: RegionCode,
+    ) -> impl Iterator<Item = (FundIx, &Fund)> {
         let found = self.funds_by_place.get(&(programme.clone(), region));
         found.into_iter().flatten().filter_map(|ix| Some((*ix, self.fund(*ix)?)))
     }
@@ -508,9 +514,9 @@ impl State {
     /// The fund that pays for a sale: the most specific one of the programme whose region covers the
     /// sale's and whose period contains its day.
     pub fn fund_for(&self, programme: &ProgrammeId, region: RegionCode, day: Day) -> Option<(FundIx, &Fund)> {
-        [region, region.city(), region.province()]
-            .into_iter()
-            .find_map(|region| self.funds_at(programme, region).find(|(_, fund)| fund.from <= day && day <= fund.to))
+        [region, region.city(), region.province()].into_iter().find_map(|region| {
+            self.funds_at(programme, region).find(|(_, fund)| fund.from <= day && day <= fund.to)
+        })
     }
 
     /// The hold that ends first, and when.
@@ -567,7 +573,8 @@ impl State {
             if let Some(retailer) = self.retailers.get(record.retailer as usize) {
                 bytes.extend_from_slice(retailer.as_str().as_bytes());
             }
-            let platform = record.platform.checked_sub(1).and_then(|number| self.platforms.get(number as usize));
+            let platform =
+                record.platform.checked_sub(1).and_then(|number| self.platforms.get(number as usize));
             if let Some(platform) = platform {
                 bytes.extend_from_slice(platform.as_bytes());
             }
@@ -686,7 +693,8 @@ impl State {
             Change::Free(slot) => {
                 if let Some(key) = self.claims.key_of(slot).copied() {
                     let (shard, hash) = place_of(&key);
-                    let found = self.taken.get_mut(shard).map(|table| table.find_entry(hash, |found| *found == slot));
+                    let found =
+                        self.taken.get_mut(shard).map(|table| table.find_entry(hash, |found| *found == slot));
                     if let Some(Ok(found)) = found {
                         found.remove();
                         self.taken_count -= 1;
@@ -704,7 +712,9 @@ impl State {
             Change::PopFund => match self.funds.pop() {
                 Some(fund) => {
                     self.fund_by_id.remove(&fund.id);
-                    if let Some(list) = self.funds_by_place.get_mut(&(fund.programme.clone(), fund.region_code)) {
+                    if let Some(list) =
+                        self.funds_by_place.get_mut(&(fund.programme.clone(), fund.region_code))
+                    {
                         list.pop();
                     }
                     Change::PushFund(Box::new(fund))
@@ -797,7 +807,10 @@ impl Folding<'_> {
         self.forget_what_has_passed();
         match &entry.event {
             Event::JournalOpened { journal_id } => {
-                ensure(self.state.journal_id.is_none() && entry.position == 1, "the journal is open already")?;
+                ensure(
+                    self.state.journal_id.is_none() && entry.position == 1,
+                    "the journal is open already",
+                )?;
                 self.change(Change::Journal(Some(*journal_id)));
             }
             Event::HashKeyIntroduced { key, check } => {
@@ -805,7 +818,8 @@ impl Folding<'_> {
                 self.change(Change::HashKey(Arc::clone(key), Some(Arc::clone(check))));
             }
             Event::ProgrammesActivated { files } => {
-                let history = activating(&self.state.programmes, files).map_err(|_| "its programmes cannot follow")?;
+                let history =
+                    activating(&self.state.programmes, files).map_err(|_| "its programmes cannot follow")?;
                 self.change(Change::Programmes(Arc::new(history), entry.position));
             }
             Event::FundOpened(opened) => {
@@ -825,7 +839,8 @@ impl Folding<'_> {
             }
             Event::FundAdjusted(adjusted) => {
                 let (ix, mut balance) = self.balance(&adjusted.fund_id)?;
-                balance.budget = balance.budget.checked_add(adjusted.delta).ok_or("the budget does not fit")?;
+                balance.budget =
+                    balance.budget.checked_add(adjusted.delta).ok_or("the budget does not fit")?;
                 ensure(is_covered(&balance), "the budget is below what is held and redeemed")?;
                 ensure(balance == adjusted.after, "the fund is not what the entry says")?;
                 self.change(Change::SetBalance(ix, balance));
@@ -906,7 +921,8 @@ impl Folding<'_> {
     fn move_money(&mut self, delta: &FundDelta) -> Result<FundIx, &'static str> {
         let (ix, mut balance) = self.balance(&delta.id)?;
         balance.held = balance.held.checked_add(delta.held).ok_or("the money held does not fit")?;
-        balance.redeemed = balance.redeemed.checked_add(delta.redeemed).ok_or("the money redeemed does not fit")?;
+        balance.redeemed =
+            balance.redeemed.checked_add(delta.redeemed).ok_or("the money redeemed does not fit")?;
         ensure(is_covered(&balance), "the fund does not cover what is held and redeemed")?;
         self.change(Change::SetBalance(ix, balance));
         Ok(ix)
@@ -928,9 +944,13 @@ impl Folding<'_> {
         ensure((made.fund.held, made.fund.redeemed) == moved, "it moves other money than its subsidy")?;
         let fund = self.move_money(&made.fund)?;
 
-        let ix = ClaimIx(u32::try_from(self.state.claims.records.len).map_err(|_| "there are too many claims")?);
-        let keys: SmallVec<[Key; 12]> =
-            [*request, *order_line, *person].into_iter().chain(*trade_in).chain(device.iter().copied()).collect();
+        let ix =
+            ClaimIx(u32::try_from(self.state.claims.records.len).map_err(|_| "there are too many claims")?);
+        let keys: SmallVec<[Key; 12]> = [*request, *order_line, *person]
+            .into_iter()
+            .chain(*trade_in)
+            .chain(device.iter().copied())
+            .collect();
         let mut record = ClaimRecord {
             id: made.claim_id,
             fingerprint: [0; 8],
@@ -986,14 +1006,19 @@ impl Folding<'_> {
         let subsidy = record.subsidy();
         let money = match (moved.from, moved.to) {
             (Status::Held, Status::Redeemed) => (subsidy.negated(), subsidy),
-            (Status::Held, Status::Released | Status::Expired | Status::Cancelled) => (subsidy.negated(), Fen::ZERO),
+            (Status::Held, Status::Released | Status::Expired | Status::Cancelled) => {
+                (subsidy.negated(), Fen::ZERO)
+            }
             (Status::Redeemed, Status::Returned | Status::Cancelled) => (Fen::ZERO, subsidy.negated()),
             _ => return Err("a claim cannot move like this"),
         };
         ensure((moved.fund.held, moved.fund.redeemed) == money, "it moves other money than its subsidy")?;
         ensure(moved.to == Status::Redeemed || moved.takes.is_empty(), "only a redemption binds a device")?;
         let dead = record.is_dead_hold(self.at);
-        ensure(dead == (moved.to == Status::Expired) || record.status != Status::Held, "a hold expires in its time")?;
+        ensure(
+            dead == (moved.to == Status::Expired) || record.status != Status::Held,
+            "a hold expires in its time",
+        )?;
         let fund = self.move_money(&moved.fund)?;
         ensure(fund.0 == record.fund, "it names another fund than the claim's")?;
 
@@ -1045,7 +1070,8 @@ impl Folding<'_> {
 
 /// The programmes once `files` are activated after `history`, or why they cannot be.
 pub fn activating(history: &ProgrammeHistory, files: &[ProgrammeFile]) -> Result<ProgrammeHistory, String> {
-    let files: Vec<(String, String)> = files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
+    let files: Vec<(String, String)> =
+        files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
     let set = ProgrammeSet::parse(&files).map_err(|error| error.to_string())?;
     let mut history = history.clone();
     history.activate(Arc::new(set)).map_err(|error| error.to_string())?;

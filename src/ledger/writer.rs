@@ -16,7 +16,9 @@ use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::apply::{self, Answer, Decision};
-use super::command::{CancelOutcome, ClaimAt, ClaimView, Command, Failure, FundView, Outcome, Quoted, Stored};
+use super::command::{
+    CancelOutcome, ClaimAt, ClaimView, Command, Failure, FundView, Outcome, Quoted, Stored,
+};
 use super::entry::{Algorithm, Entry, Event, Hash, Key, VERSION};
 use super::state::{FoldError, State, Undo};
 use super::{KeyRing, Published};
@@ -284,6 +286,7 @@ fn published(state: &State) -> Published {
         history: Arc::clone(state.programmes()),
         activated_at: state.activated_at(),
         keys: KeyRing::new(state.journal_id().unwrap_or(Key::new([0; 16]))),
+        hash_keys: state.hash_keys().clone(),
     }
 }
 
@@ -291,7 +294,7 @@ fn published(state: &State) -> Published {
 enum Decided {
     /// The command's own entry, by its place among the fresh ones, or an answer that changes nothing.
     Entered(usize),
-    Answered(Answer),
+    Answered(Box<Answer>),
     Failed(Failure),
 }
 
@@ -301,6 +304,18 @@ fn only_asks(command: &Command) -> bool {
         command,
         Command::Quote(_) | Command::Locate(_) | Command::Fund(_) | Command::Funds | Command::Digest
     )
+}
+
+/// Says that the ledger is not there any more, however the writer ended.
+struct Alarm(Arc<Shared>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.0.healthy.store(false, Ordering::Relaxed);
+        if std::thread::panicking() {
+            tracing::error!("the writer failed; the process must be started anew");
+        }
+    }
 }
 
 /// The writer's desk.
@@ -335,6 +350,7 @@ impl Desk {
     }
 
     fn run(mut self, queue: &Receiver<Work>) {
+        let _until_the_end = Alarm(Arc::clone(&self.shared));
         let mut works: Vec<Work> = Vec::new();
         loop {
             let first = match self.until_next_expiry() {
@@ -356,6 +372,9 @@ impl Desk {
             let stop = works.iter().any(|work| matches!(work, Work::Stop));
             self.shared.queued.fetch_sub(commands, Ordering::Relaxed);
             self.serve(&mut works);
+            if queue.is_empty() {
+                self.journal.end_turn();
+            }
             if stop && queue.is_empty() {
                 return;
             }
@@ -419,6 +438,9 @@ impl Desk {
         if self.in_doubt {
             self.resolve_doubt()?;
         }
+        if commands.iter().any(|command| !only_asks(command)) && self.journal.take_turn()? {
+            self.catch_up()?;
+        }
         loop {
             let now = self.now();
             let decided = match self.decide_all(commands, now) {
@@ -438,6 +460,7 @@ impl Desk {
                 Err(JournalError::Moved) => {
                     self.discard();
                     self.catch_up()?;
+                    self.ensure_same_history()?;
                 }
                 Err(error) => {
                     tracing::error!(%error, "entries could not be appended");
@@ -484,7 +507,7 @@ impl Desk {
                     None => break,
                 },
                 Decision::Answer(answer) => return Ok(Decided::Answered(answer)),
-                Decision::Refuse(refusal) => return Ok(Decided::Failed(refusal.into())),
+                Decision::Refuse(refusal) => return Ok(Decided::Failed(Failure::Refused(refusal))),
                 Decision::TryAgain => break,
             }
         }
@@ -495,7 +518,7 @@ impl Desk {
     fn decide_asking(&self, command: &Command, now: Timestamp) -> Decided {
         match apply::decide(&self.state, command, now) {
             Decision::Answer(answer) => Decided::Answered(answer),
-            Decision::Refuse(refusal) => Decided::Failed(refusal.into()),
+            Decision::Refuse(refusal) => Decided::Failed(Failure::Refused(refusal)),
             _ => Decided::Failed(Failure::Unavailable),
         }
     }
@@ -503,13 +526,18 @@ impl Desk {
     /// Makes an entry of `event`, folds it and puts it with those to append.
     fn enter(&mut self, event: Event, now: Timestamp) -> Result<(), OpenError> {
         let head = self.state.head();
-        let entry =
-            Entry { v: VERSION, position: head.position + 1, alg: Algorithm::Sha256, prev: head.hash, at: now, event };
+        let entry = Entry {
+            v: VERSION,
+            position: head.position + 1,
+            alg: Algorithm::Sha256,
+            prev: head.hash,
+            at: now,
+            event,
+        };
         let mut bytes = Vec::with_capacity(1280);
-        entry.encode(&mut bytes).map_err(|cause| super::entry::Unreadable::Malformed {
-            position: entry.position,
-            cause,
-        })?;
+        entry
+            .encode(&mut bytes)
+            .map_err(|cause| super::entry::Unreadable::Malformed { position: entry.position, cause })?;
         let hash = Hash::of(&bytes);
         self.state.fold(&entry, hash, Some(&mut self.undo))?;
         self.rows.push(Row { position: entry.position, hash, entry: bytes.into() });
@@ -547,7 +575,10 @@ impl Desk {
         if !self.fresh.is_empty() {
             self.observer.appended(&self.fresh);
             let activated = |stored: &Arc<Stored>| {
-                matches!(stored.entry.event, Event::ProgrammesActivated { .. } | Event::JournalOpened { .. })
+                matches!(
+                    stored.entry.event,
+                    Event::ProgrammesActivated { .. } | Event::JournalOpened { .. } | Event::HashKeyIntroduced { .. }
+                )
             };
             if self.fresh.iter().any(activated) {
                 self.publish();
@@ -570,13 +601,35 @@ impl Desk {
     /// Folds what other processes have appended.
     fn catch_up(&mut self) -> Result<(), OpenError> {
         let mut news = Vec::new();
-        let caught_up = catch_up(&mut self.state, &mut *self.journal, &mut |stored| news.push(Arc::new(stored)));
+        let caught_up =
+            catch_up(&mut self.state, &mut *self.journal, &mut |stored| news.push(Arc::new(stored)));
         if !news.is_empty() {
             self.observer.appended(&news);
             self.publish();
             self.shared.position.store(self.state.head().position, Ordering::Release);
         }
         caught_up
+    }
+
+    /// The journal may have grown past this state, but what the state has folded must still be in it. If
+    /// it is not (an older copy was restored, a standby that lagged was promoted) nothing is decided any
+    /// more: what was answered must not be contradicted.
+    fn ensure_same_history(&mut self) -> Result<(), OpenError> {
+        let head = self.state.head();
+        let Some(before) = head.position.checked_sub(1) else { return Ok(()) };
+        let found = self.journal.read(before, 1)?;
+        if found.first().is_some_and(|row| row.position == head.position && row.hash == head.hash) {
+            return Ok(());
+        }
+        self.shared.healthy.store(false, Ordering::Relaxed);
+        self.in_doubt = true;
+        let reason = format!(
+            "it no longer has entry {} ({}) that this process has answered from: restore the journal that has it, \
+             or start this process anew if the loss is accepted",
+            head.position, head.hash
+        );
+        tracing::error!(position = head.position, "the journal is another than the one this process knows");
+        Err(JournalError::Unusable(reason).into())
     }
 
     /// After a failed append: whether the entries are in the journal after all. Looks a few times; an
@@ -599,10 +652,7 @@ impl Desk {
     /// Brings the state to what is really stored, after an append whose outcome was not learned.
     fn resolve_doubt(&mut self) -> Result<(), OpenError> {
         self.journal.reopen()?;
-        let head = self.journal.head()?;
-        if head.position < self.state.head().position {
-            return Err(JournalError::Unusable("it is shorter than what was acknowledged".into()).into());
-        }
+        self.ensure_same_history()?;
         self.catch_up()?;
         self.in_doubt = false;
         Ok(())
@@ -616,16 +666,18 @@ impl Desk {
                 Some(stored) => Ok(self.entered(stored)),
                 None => Err(Failure::Unavailable),
             },
-            Decided::Answered(answer) => Ok(match answer {
+            Decided::Answered(answer) => Ok(match *answer {
                 Answer::Claim(position) => Outcome::Claim(at(position, true)),
                 Answer::Cancelled(position) => Outcome::Cancel(CancelOutcome::Cancelled(at(position, true))),
                 Answer::NothingToCancel(position) => {
                     Outcome::Cancel(CancelOutcome::NothingToCancel(at(position, true)))
                 }
                 Answer::KeySpent => Outcome::Cancel(CancelOutcome::KeySpent),
-                Answer::Quote(determination, refusal) => Outcome::Quote(Box::new(Quoted { determination, refusal })),
+                Answer::Quote(determination, refusal) => {
+                    Outcome::Quote(Box::new(Quoted { determination, refusal }))
+                }
                 Answer::Fund(fund) => Outcome::Fund(fund),
-                Answer::Funds(funds) => Outcome::Funds(funds),
+                Answer::Funds(funds, position) => Outcome::Funds { funds, position },
                 Answer::FundReplay(position) => Outcome::FundReplay(position),
                 Answer::Done => Outcome::Done,
                 Answer::Digest => {
@@ -653,9 +705,9 @@ impl Desk {
                 None => Outcome::Done,
             },
             Event::FundSwitched { fund_id, .. } => fund(fund_id).map_or(Outcome::Done, Outcome::Fund),
-            Event::JournalOpened { .. } | Event::HashKeyIntroduced { .. } | Event::ProgrammesActivated { .. } => {
-                Outcome::Done
-            }
+            Event::JournalOpened { .. }
+            | Event::HashKeyIntroduced { .. }
+            | Event::ProgrammesActivated { .. } => Outcome::Done,
         }
     }
 }

@@ -1,0 +1,407 @@
+//! The projector: a thread that carries the journal into the book, a moment later.
+//!
+//! It never makes the writer wait. The writer offers each batch of durable entries through the
+//! [`Feed`]; what the projector misses there it reads from the journal. Any process may project: the
+//! book's head moves together with its rows and only from where it was expected, so whoever loses a
+//! race looks again. A book that does not belong to the journal (another history, a restored copy, a
+//! damaged file) is dropped and rebuilt.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::batch::Contradiction;
+use crate::journal::{Head, JournalError, Reader};
+use crate::ledger::Stored;
+use crate::ledger::entry::{Entry, Unreadable};
+use crate::limits;
+
+/// The projector's side of a book; one per process.
+pub trait Tables: Send {
+    /// The entry up to which the book is true, [`Head::EMPTY`] of an empty book.
+    fn head(&mut self) -> Result<Head, TablesError>;
+
+    /// Folds `entries`, which follow `expected` without gaps and end at `next`, in and moves the head,
+    /// all or nothing, if the head is still `expected`.
+    fn apply(&mut self, expected: Head, next: Head, entries: &[Arc<Stored>]) -> Result<(), TablesError>;
+
+    /// Empties the book, whatever state it is in. Queries wait or fail meanwhile.
+    fn reset(&mut self) -> Result<(), TablesError>;
+}
+
+/// Why the book's tables did not do what they were asked.
+#[derive(Debug, thiserror::Error)]
+pub enum TablesError {
+    /// Nothing was changed: the book's head is another than expected.
+    #[error("another process has moved the book")]
+    Moved,
+    /// The entries do not go with what the book has.
+    #[error(transparent)]
+    Contradiction(#[from] Contradiction),
+    /// The book is of another history than the journal, damaged, or of a format not known here.
+    #[error("the book does not fit: {0}")]
+    Unfit(String),
+    /// The book cannot be used now.
+    #[error("the book cannot be written: {0}")]
+    Unavailable(String),
+}
+
+/// Folds `entries` into a book whose head is `head` and says what its head is then.
+pub fn advance(tables: &mut dyn Tables, head: Head, entries: &[Arc<Stored>]) -> Result<Head, TablesError> {
+    let mut next = head;
+    for stored in entries {
+        let entry = &stored.entry;
+        if entry.position != next.position + 1 || entry.prev != next.hash {
+            let what = format!("entry {} does not follow entry {}", entry.position, next.position);
+            return Err(TablesError::Unfit(what));
+        }
+        next = Head { position: entry.position, hash: stored.hash };
+    }
+    tables.apply(head, next, entries)?;
+    Ok(next)
+}
+
+// --- The feed ---
+
+/// What connects the writer, the projector and those who wait for the book; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Feed {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    inbox: Mutex<Inbox>,
+    wake: Condvar,
+    position: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    /// Entries without gaps; the journal has those before and after.
+    entries: VecDeque<Arc<Stored>>,
+    /// The highest position somebody waits for.
+    wanted: u64,
+    /// Set by a reader that found the book damaged.
+    doubted: bool,
+    stopping: bool,
+}
+
+/// What the feed has for the projector.
+enum Taken {
+    /// These follow.
+    Entries(Vec<Arc<Stored>>),
+    /// Nothing that follows directly; up to this many entries are missing in between.
+    Missing(u64),
+}
+
+impl Default for Feed {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Feed {
+    /// A feed for one book.
+    pub fn new() -> Self {
+        let (position, _) = watch::channel(0);
+        Self { shared: Arc::new(Shared { inbox: Mutex::default(), wake: Condvar::new(), position }) }
+    }
+
+    /// Offers entries that are durable and follow those offered before. Never waits: what the projector
+    /// is too slow to take it reads from the journal later.
+    pub fn offer(&self, entries: &[Arc<Stored>]) {
+        let Some(first) = entries.first() else { return };
+        let mut inbox = self.inbox();
+        let follows = inbox.entries.back().is_none_or(|last| last.entry.position + 1 == first.entry.position);
+        if !follows || inbox.entries.len() + entries.len() > limits::BOOK_INBOX_ENTRIES_MAX {
+            inbox.entries.clear();
+        }
+        inbox.entries.extend(entries.iter().take(limits::BOOK_INBOX_ENTRIES_MAX).cloned());
+        if inbox.is_urgent(*self.shared.position.borrow()) {
+            self.shared.wake.notify_one();
+        }
+    }
+
+    /// The position up to which the book is known to be true.
+    pub fn position(&self) -> u64 {
+        *self.shared.position.borrow()
+    }
+
+    /// Waits until the book has reached `position`, until `deadline` at most; says whether it has. The
+    /// projector makes haste meanwhile.
+    pub async fn wait_for(&self, position: u64, deadline: Instant) -> bool {
+        let mut reached = self.shared.position.subscribe();
+        if *reached.borrow() >= position {
+            return true;
+        }
+        {
+            let mut inbox = self.inbox();
+            inbox.wanted = inbox.wanted.max(position);
+        }
+        self.shared.wake.notify_one();
+        let reached = reached.wait_for(|at| *at >= position);
+        tokio::time::timeout_at(deadline.into(), reached).await.is_ok_and(|reached| reached.is_ok())
+    }
+
+    /// Tells the projector that a reader found the book damaged.
+    pub fn doubt(&self) {
+        self.inbox().doubted = true;
+        self.shared.wake.notify_one();
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many entries wait to be taken.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.inbox().entries.len()
+    }
+
+    fn reached(&self, position: u64) {
+        self.shared.position.send_replace(position);
+    }
+
+    fn stop(&self) {
+        self.inbox().stopping = true;
+        self.shared.wake.notify_one();
+    }
+
+    /// Waits until there is something to hurry for, `pause` at most; false when it is time to stop.
+    fn rest(&self, pause: Duration) -> bool {
+        let position = self.position();
+        let (inbox, _) = self
+            .shared
+            .wake
+            .wait_timeout_while(self.inbox(), pause, |inbox| !inbox.is_urgent(position))
+            .unwrap_or_else(PoisonError::into_inner);
+        !inbox.stopping
+    }
+
+    /// Waits for `pause` whatever happens, unless it is time to stop; then false.
+    fn back_off(&self, pause: Duration) -> bool {
+        let (inbox, _) = self
+            .shared
+            .wake
+            .wait_timeout_while(self.inbox(), pause, |inbox| !inbox.stopping)
+            .unwrap_or_else(PoisonError::into_inner);
+        !inbox.stopping
+    }
+
+    /// The entries after `position`, as far as the inbox has them.
+    fn take(&self, position: u64) -> Taken {
+        let mut inbox = self.inbox();
+        let known = inbox.entries.iter().take_while(|stored| stored.entry.position <= position).count();
+        inbox.entries.drain(..known);
+        match inbox.entries.front() {
+            None => Taken::Missing(u64::MAX),
+            Some(first) if first.entry.position == position + 1 => {
+                let count = inbox.entries.len().min(limits::BOOK_BATCH_ENTRIES_MAX);
+                Taken::Entries(inbox.entries.drain(..count).collect())
+            }
+            Some(first) => Taken::Missing(first.entry.position - position - 1),
+        }
+    }
+
+    /// Says that the journal has no more; whoever waits for more waits for the next look.
+    fn nothing_more(&self) {
+        self.inbox().wanted = 0;
+    }
+
+    fn take_doubt(&self) -> bool {
+        std::mem::take(&mut self.inbox().doubted)
+    }
+}
+
+impl Inbox {
+    fn is_urgent(&self, position: u64) -> bool {
+        self.stopping
+            || self.doubted
+            || self.wanted > position
+            || self.entries.len() >= limits::BOOK_INBOX_ENTRIES_MAX / 2
+    }
+}
+
+// --- The thread ---
+
+/// The running projector. Dropping it asks the thread to stop.
+#[derive(Debug)]
+pub struct Projector {
+    feed: Feed,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Projector {
+    /// Starts to carry what `reader` reads into `tables`. `reader` must see everything that was offered
+    /// to `feed` (no lagging replica). Its futures run on `runtime`.
+    pub fn start(
+        tables: Box<dyn Tables>,
+        reader: Arc<dyn Reader>,
+        feed: Feed,
+        runtime: Handle,
+    ) -> io::Result<Self> {
+        let mut work = Work { tables, reader, feed: feed.clone(), runtime, head: None, rebuilding: false };
+        let thread = std::thread::Builder::new().name("book".into()).spawn(move || work.run())?;
+        Ok(Self { feed, thread: Some(thread) })
+    }
+
+    /// Stops after the batch at hand and waits for that. What is missing is caught up at the next start.
+    pub fn stop(mut self) {
+        self.feed.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the book's projector had panicked");
+        }
+    }
+}
+
+impl Drop for Projector {
+    fn drop(&mut self) {
+        self.feed.stop();
+    }
+}
+
+struct Work {
+    tables: Box<dyn Tables>,
+    reader: Arc<dyn Reader>,
+    feed: Feed,
+    runtime: Handle,
+    /// The book's head once it is known to be one of the journal's.
+    head: Option<Head>,
+    /// Whether the book was emptied and has not caught up since; it is not emptied again before.
+    rebuilding: bool,
+}
+
+/// Whether there is more to do at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    More,
+    CaughtUp,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Stuck {
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+}
+
+impl Work {
+    fn run(&mut self) {
+        let mut failures = 0_u32;
+        loop {
+            match self.step() {
+                Ok(progress) => {
+                    failures = 0;
+                    let pause = match progress {
+                        Progress::More => Duration::ZERO,
+                        Progress::CaughtUp => limits::BOOK_PACE,
+                    };
+                    if !self.feed.rest(pause) {
+                        return;
+                    }
+                }
+                Err(cause) => {
+                    error!(%cause, position = self.feed.position(), "the book does not follow the journal");
+                    self.head = None;
+                    let pause = limits::BOOK_PACE.saturating_mul(1 << failures.min(16));
+                    failures += 1;
+                    if !self.feed.back_off(pause.min(limits::BOOK_RETRY_MAX)) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn step(&mut self) -> Result<Progress, Stuck> {
+        match self.advance() {
+            Err(Stuck::Tables(TablesError::Moved)) => {
+                self.head = None;
+                Ok(Progress::More)
+            }
+            Err(Stuck::Tables(cause @ (TablesError::Contradiction(_) | TablesError::Unfit(_))))
+                if !self.rebuilding =>
+            {
+                warn!(%cause, "the book is dropped and rebuilt");
+                self.head = None;
+                self.feed.reached(0);
+                self.tables.reset()?;
+                self.rebuilding = true;
+                Ok(Progress::More)
+            }
+            other => other,
+        }
+    }
+
+    fn advance(&mut self) -> Result<Progress, Stuck> {
+        if self.feed.take_doubt() {
+            return Err(TablesError::Unfit("a reader found it damaged".to_owned()).into());
+        }
+        let head = match self.head {
+            Some(head) => head,
+            None => self.recognise()?,
+        };
+        let (entries, progress) = match self.feed.take(head.position) {
+            Taken::Entries(entries) => (entries, Progress::CaughtUp),
+            Taken::Missing(count) => (self.read(head.position, count)?, Progress::More),
+        };
+        if entries.is_empty() {
+            self.feed.nothing_more();
+            if std::mem::take(&mut self.rebuilding) {
+                info!(position = head.position, "the book is rebuilt");
+            }
+            return Ok(Progress::CaughtUp);
+        }
+        let head = advance(self.tables.as_mut(), head, &entries)?;
+        self.head = Some(head);
+        self.feed.reached(head.position);
+        Ok(progress)
+    }
+
+    /// The book's head, after making sure that the journal has the very entry it names.
+    fn recognise(&mut self) -> Result<Head, Stuck> {
+        let head = self.tables.head()?;
+        if let Some(before) = head.position.checked_sub(1) {
+            let rows = self.runtime.block_on(self.reader.after(before, 1))?;
+            if rows.first().is_none_or(|row| (row.position, row.hash) != (head.position, head.hash)) {
+                let what = format!("its entry {} is not the journal's", head.position);
+                return Err(TablesError::Unfit(what).into());
+            }
+        }
+        self.head = Some(head);
+        self.feed.reached(head.position);
+        Ok(head)
+    }
+
+    /// At most `count` entries after `position`, read from the journal.
+    fn read(&self, position: u64, count: u64) -> Result<Vec<Arc<Stored>>, Stuck> {
+        let count = usize::try_from(count).unwrap_or(usize::MAX).min(limits::BOOK_BATCH_ENTRIES_MAX);
+        let mut entries: Vec<Arc<Stored>> = Vec::new();
+        while entries.len() < count {
+            let after = entries.last().map_or(position, |stored| stored.entry.position);
+            let limit = limits::JOURNAL_READ_ENTRIES_MAX.min(count - entries.len());
+            let rows = self.runtime.block_on(self.reader.after(after, limit))?;
+            if rows.is_empty() {
+                break;
+            }
+            for row in rows {
+                let entry = Entry::decode(row.position, &row.entry)?;
+                entries.push(Arc::new(Stored { entry, hash: row.hash }));
+            }
+        }
+        Ok(entries)
+    }
+}

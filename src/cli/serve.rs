@@ -1,0 +1,353 @@
+//! `subsidy-pos serve`: opens what the service is made of, runs it, and closes it in order.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use subsidy_pos::auth::{self, NewToken, Role, Verifier};
+use subsidy_pos::book::{self, Book, Feed, Projector};
+use subsidy_pos::claim::FundId;
+use subsidy_pos::clock::Clock;
+use subsidy_pos::config::{Config, LedgerUrl, Mode, ShieldUrl};
+use subsidy_pos::heads::SignedHead;
+use subsidy_pos::http::operations::Standing;
+use subsidy_pos::http::{self, App};
+use subsidy_pos::identity::RegionCode;
+use subsidy_pos::journal::sqlite::{SqliteJournal, SqliteReader};
+use subsidy_pos::journal::{Journal, Reader};
+use subsidy_pos::ledger::command::{Command, Failure, OpenFund, Outcome, Refusal};
+use subsidy_pos::ledger::entry::{Key, ProgrammeFile};
+use subsidy_pos::ledger::writer::{Observer, Writer};
+use subsidy_pos::ledger::{Ledger, Stored};
+use subsidy_pos::limits;
+use subsidy_pos::money::Fen;
+use subsidy_pos::programme::Programme;
+use subsidy_pos::secrets::{DevKeys, HashKeys, SigningKey};
+use subsidy_pos::shield::local::Local;
+use subsidy_pos::shield::{Limit, Shield};
+use subsidy_pos::telemetry::{self, Metrics};
+
+use super::{Failed, Serve, Settings, failed, programme_files};
+
+/// The cities of Zhejiang (GB/T 2260).
+const ZHEJIANG_CITIES: [&str; 11] = [
+    "330100", "330200", "330300", "330400", "330500", "330600", "330700", "330800", "330900", "331000", "331100",
+];
+/// The budget of a development fund: 1,000,000,000.00 yuan.
+const DEV_BUDGET: Fen = Fen::new(100_000_000_000);
+/// The retailer that development examples use; the code of a published example, not of a shop.
+const DEV_RETAILER: &str = "91350100M000100Y43";
+
+/// Runs the service until it is told to stop.
+pub fn serve(arguments: &Serve) -> Result<(), Failed> {
+    let mode = if arguments.dev { Mode::Development } else { Mode::Production };
+    let mut config = arguments.settings.load(mode)?;
+    if let Some(listen) = arguments.listen {
+        config.server.listen = listen;
+    }
+    make_directory(&config.ledger.data_dir)?;
+    if arguments.dev {
+        config.use_dev_keys(&DevKeys::make(&config.ledger.data_dir).map_err(failed)?);
+    }
+    ensure_sound(&config)?;
+    telemetry::init(config.log.level, config.log.format).map_err(failed)?;
+    let clock = Clock::ahead_by(arguments.clock_offset.unwrap_or(0));
+    actix_web::rt::System::new().block_on(run(&config, clock, arguments.dev))
+}
+
+/// Makes the configured programmes the ones that apply, on a journal that nobody else has open.
+pub fn activate(settings: &Settings) -> Result<(), Failed> {
+    let config = settings.load(Mode::Production)?;
+    let files = programme_files(&config)?;
+    actix_web::rt::System::new().block_on(async {
+        let metrics = Metrics::new(&[], &[]);
+        let (ledger, writer) = open_ledger(&config, Clock::default(), Watch::new(&Feed::new(), &metrics))?;
+        let activated = ledger.submit(Command::Activate(as_entry(files))).await.map_err(why);
+        writer.stop();
+        activated.map(|_| println!("the programmes are activated"))
+    })
+}
+
+fn make_directory(path: &Path) -> Result<(), Failed> {
+    std::fs::create_dir_all(path).map_err(|error| failed(format!("{}: {error}", path.display())))
+}
+
+fn ensure_sound(config: &Config) -> Result<(), Failed> {
+    let faults: Vec<String> = config.check().iter().map(ToString::to_string).collect();
+    if faults.is_empty() { Ok(()) } else { Err(failed(format!("the configuration has faults\n{}", faults.join("\n")))) }
+}
+
+fn why(failure: Failure) -> Failed {
+    match failure {
+        Failure::Refused(refusal) => match *refusal {
+            Refusal::ActivationRefused(reason) => failed(format!("the programmes cannot be activated: {reason}")),
+            Refusal::HashKeyDiffers => failed("privacy.hash_keys: the journal knows this key with another secret"),
+            other => failed(format!("the ledger refuses: {other:?}")),
+        },
+        Failure::Overloaded => failed("the ledger is overloaded"),
+        Failure::Unavailable => failed("the journal does not answer"),
+    }
+}
+
+fn as_entry(files: Vec<(String, String)>) -> Vec<ProgrammeFile> {
+    files.into_iter().map(|(name, text)| ProgrammeFile { name, text }).collect()
+}
+
+/// Hands what the writer appends to the book, and counts.
+struct Watch {
+    feed: Feed,
+    batch: prometheus_client::metrics::histogram::Histogram,
+    append: prometheus_client::metrics::histogram::Histogram,
+}
+
+impl Watch {
+    fn new(feed: &Feed, metrics: &Metrics) -> Box<Self> {
+        Box::new(Self {
+            feed: feed.clone(),
+            batch: metrics.writer_batch_commands.clone(),
+            append: metrics.journal_append_seconds.clone(),
+        })
+    }
+}
+
+impl Observer for Watch {
+    fn appended(&mut self, entries: &[Arc<Stored>]) {
+        self.feed.offer(entries);
+    }
+
+    fn batch(&mut self, entries: usize, append: Duration) {
+        self.batch.observe(f64::from(u32::try_from(entries).unwrap_or(u32::MAX)));
+        self.append.observe(append.as_secs_f64());
+    }
+}
+
+fn open_ledger(config: &Config, clock: Clock, watch: Box<Watch>) -> Result<(Ledger, Writer), Failed> {
+    let (journal, reader): (Box<dyn Journal>, Arc<dyn Reader>) = match &config.ledger.url {
+        LedgerUrl::Sqlite => {
+            let journal = SqliteJournal::open(&config.ledger.data_dir).map_err(failed)?;
+            let reader = SqliteReader::new(&config.ledger.data_dir).map_err(failed)?;
+            (Box::new(journal), Arc::new(reader))
+        }
+        LedgerUrl::Postgres(_) => return Err(failed("ledger.url: this version keeps its journal in SQLite only")),
+    };
+    let journal_id = Key::new(rand::random());
+    Ledger::open(journal, reader, clock, journal_id, watch).map_err(failed)
+}
+
+async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
+    let metrics = Arc::new(Metrics::new(http::ROUTE_NAMES, http::problem::NAMES));
+    let verifier = Arc::new(Verifier::open(&config.auth.jwks_file, &config.auth.issuer, &metrics).map_err(failed)?);
+    verifier.watch().map_err(failed)?;
+    let hash_keys = HashKeys::load(&config.privacy.hash_keys).map_err(|faults| failed(faults.join("\n")))?;
+    let signing_key = Arc::new(SigningKey::load(&config.journal.signing_key_file).map_err(failed)?);
+
+    let feed = Feed::new();
+    let (ledger, writer) = open_ledger(config, clock, Watch::new(&feed, &metrics))?;
+    prepare_journal(config, &ledger, &hash_keys, dev).await?;
+    let book_file = config.ledger.data_dir.join(book::sqlite::FILE);
+    let (tables, book) = book::sqlite::open(&book_file, feed.clone()).map_err(failed)?;
+    let reader = Arc::clone(ledger.journal());
+    let projector = Projector::start(Box::new(tables), reader, feed, tokio::runtime::Handle::current())
+        .map_err(|error| failed(format!("the book's projector could not be started: {error}")))?;
+
+    let notes = match (&config.ledger.url, dev) {
+        (LedgerUrl::Sqlite, false) => vec!["single copy: the journal is on this machine only; see to its backup"],
+        _ => Vec::new(),
+    };
+    let standing = Arc::new(Standing { notes, ..Standing::default() });
+    let app = App {
+        ledger: ledger.clone(),
+        book: Arc::new(book) as Arc<dyn Book>,
+        verifier,
+        hash_keys: Arc::new(hash_keys),
+        signing_key: Arc::clone(&signing_key),
+        shield: shield(config)?,
+        metrics,
+        standing: Arc::clone(&standing),
+    };
+    let listen = |address: SocketAddr| {
+        let socket = TcpListener::bind(address).map_err(|error| failed(format!("{address}: {error}")))?;
+        let address = socket.local_addr().map_err(failed)?;
+        Ok((socket, address))
+    };
+    let (api, api_address) = listen(config.server.listen)?;
+    let (operations, operations_address) = listen(config.server.operations_listen)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = match config.server.workers.get() {
+        0 => cores,
+        workers => workers as usize,
+    };
+    let (api, operations) = http::servers(&app, api, operations, workers).map_err(failed)?;
+    let (api_handle, operations_handle) = (api.handle(), operations.handle());
+    let api = actix_web::rt::spawn(api);
+    let operations = actix_web::rt::spawn(operations);
+    let heads = actix_web::rt::spawn(keep_heads(
+        ledger.clone(),
+        signing_key,
+        config.head_file(),
+        Duration::from_secs(config.journal.head_interval_s.get().into()),
+    ));
+    println!("subsidy-pos is ready on http://{api_address}, operations on http://{operations_address}");
+    if dev {
+        introduce(config, clock, api_address)?;
+    }
+
+    wait_for_signal().await?;
+    tracing::info!("stopping: what was begun is finished");
+    standing.unready.store(Some(Arc::new("the service is stopping".to_owned())));
+    api_handle.stop(true).await;
+    heads.abort();
+    let stopped = tokio::task::spawn_blocking(move || {
+        writer.stop();
+        projector.stop();
+    });
+    stopped.await.map_err(failed)?;
+    sign_head(&ledger, &app.signing_key, &config.head_file()).await;
+    operations_handle.stop(false).await;
+    let _ = api.await;
+    let _ = operations.await;
+    tracing::info!(position = ledger.position(), "stopped");
+    Ok(())
+}
+
+fn shield(config: &Config) -> Result<Arc<dyn Shield>, Failed> {
+    let limit = |per_second: u32| Limit { per_second, burst: per_second };
+    let shield = &config.shield;
+    let retailers = Limit { per_second: shield.retailer_per_second.get(), burst: shield.retailer_burst.get() };
+    let local =
+        Local::new(retailers, limit(shield.platform_per_second.get()), limit(shield.regulator_per_second.get()));
+    match &shield.url {
+        ShieldUrl::Local => Ok(Arc::new(local)),
+        ShieldUrl::Redis(_) => Err(failed("shield.url: this version has the local shield only")),
+    }
+}
+
+/// Sees that the journal knows this process's hash keys and programmes, and opens development funds.
+async fn prepare_journal(config: &Config, ledger: &Ledger, hash_keys: &HashKeys, dev: bool) -> Result<(), Failed> {
+    for key in hash_keys.live() {
+        let (key, check) = (key.id().to_string().into(), key.check_value().into());
+        ledger.submit(Command::IntroduceHashKey { key, check }).await.map_err(why)?;
+    }
+    let files = as_entry(programme_files(config)?);
+    let published = ledger.published();
+    for known in published.hash_keys.keys() {
+        if !hash_keys.live().any(|key| key.id().to_string() == **known) {
+            return Err(failed(format!(
+                "privacy.hash_keys: the journal has claims hashed with {known}; without it persons would not be recognised"
+            )));
+        }
+    }
+    if published.activated_at == 0 || dev {
+        ledger.submit(Command::Activate(files)).await.map_err(why)?;
+    } else if published.is_other_than(&files) {
+        return Err(failed(
+            "the programme files differ from those activated in the journal; `subsidy-pos activate` makes them apply",
+        ));
+    }
+    if dev {
+        open_dev_funds(ledger).await?;
+    }
+    Ok(())
+}
+
+async fn open_dev_funds(ledger: &Ledger) -> Result<(), Failed> {
+    let Outcome::Funds { funds: open, .. } = ledger.submit(Command::Funds).await.map_err(why)? else { return Ok(()) };
+    let now = ledger.clock().now();
+    let published = ledger.published();
+    let programmes = published.programmes.iter().filter(|programme| programme.in_force.contains(now));
+    for (programme, city) in programmes.flat_map(|programme| ZHEJIANG_CITIES.map(|city| (programme, city))) {
+        let Some(fund) = dev_fund(programme, city) else { continue };
+        let is_open = open
+            .iter()
+            .any(|open| open.fund_id == fund.fund_id || (open.programme == fund.programme && open.region_code == fund.region_code));
+        if !is_open {
+            match ledger.submit(Command::OpenFund(Box::new(fund))).await {
+                Ok(_) => {}
+                // Another process on the same journal was faster.
+                Err(Failure::Refused(refusal))
+                    if matches!(*refusal, Refusal::FundExists | Refusal::FundOverlaps) => {}
+                Err(failure) => return Err(why(failure)),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn dev_fund(programme: &Programme, city: &str) -> Option<OpenFund> {
+    let region_code = RegionCode::parse(city).ok()?;
+    if !programme.regions.value.cover(&region_code) {
+        return None;
+    }
+    Some(OpenFund {
+        fund_id: FundId::parse(&format!("{}.{city}", programme.id))?,
+        programme: programme.id.clone(),
+        region_code,
+        from: programme.in_force.from.value,
+        to: programme.in_force.to.value,
+        budget: DEV_BUDGET,
+        by: "development".into(),
+        request: Key::new(rand::random()),
+        fingerprint: Key::new(rand::random()),
+    })
+}
+
+/// Signs the journal's head at intervals and keeps it outside the database.
+async fn keep_heads(ledger: Ledger, key: Arc<SigningKey>, file: std::path::PathBuf, every: Duration) {
+    let mut signed = 0;
+    loop {
+        if ledger.position() != signed {
+            signed = sign_head(&ledger, &key, &file).await.unwrap_or(signed);
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+async fn sign_head(ledger: &Ledger, key: &SigningKey, file: &Path) -> Option<u64> {
+    let stored = ledger.stored(ledger.position()).await.ok()?;
+    let saved = SignedHead::sign(key, &stored).map_err(std::io::Error::other).and_then(|head| head.save(file));
+    match saved {
+        Ok(()) => Some(stored.entry.position),
+        Err(error) => {
+            tracing::error!(%error, file = %file.display(), "the signed head could not be written");
+            None
+        }
+    }
+}
+
+async fn wait_for_signal() -> Result<(), Failed> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Prints a token for each role and a sale to paste.
+fn introduce(config: &Config, clock: Clock, address: SocketAddr) -> Result<(), Failed> {
+    let key = SigningKey::load(&DevKeys::in_dir(&config.ledger.data_dir).token_key_file).map_err(failed)?;
+    let token = |role: Role, subject: &str, retailers: Option<Vec<String>>| {
+        let new = NewToken {
+            role,
+            subject: subject.into(),
+            retailers,
+            regions: None,
+            ttl: Duration::from_secs(limits::DEV_TOKEN_TTL_S),
+        };
+        auth::mint(&key, &config.auth.issuer, &new, clock.now()).map_err(failed)
+    };
+    let retailer = token(Role::Retailer, DEV_RETAILER, None)?;
+    println!("\nretailer token:\n{retailer}\n");
+    println!("platform token:\n{}\n", token(Role::Platform, "dev-platform", Some(vec!["*".into()]))?);
+    println!("regulator token:\n{}\n", token(Role::Regulator, "dev-officer", None)?);
+    let ahead_s = (clock.now().ms() - Clock::default().now().ms()) / 1000;
+    let date = if ahead_s == 0 { "date".to_owned() } else { format!("date -d '{ahead_s:+} seconds'") };
+    println!("Paste this to sell a pair of smart glasses (a new person, device and order each time):");
+    println!(
+        r#"N=$(date +%s%N); curl -sS http://{address}/v1/claims -H 'Authorization: Bearer {retailer}' -H 'Content-Type: application/json' -H "Idempotency-Key: $N" -d '{{"mode":"redeem","order_no":"SO-'$N'","category":"smart_glasses","price":"4000.00","region_code":"330106","sold_at":"'$({date} +%FT%T%:z)'","consumer":{{"id_type":"hm_travel_permit","id_number":"H'${{N: -8}}'"}},"device":{{"sn":"SN-'$N'","barcode":"6901234567892","imei":[]}},"sale_channel":"offline"}}'"#
+    );
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! For those who operate the service: does it live, may it be used, what has it counted.
+
+use std::sync::Arc;
+
+use actix_web::http::StatusCode;
+use arc_swap::ArcSwapOption;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::extract::{Call, Everyone};
+use super::problem::Problem;
+use super::{App, Reply};
+
+/// Whether the process may be used, and how its journal is kept.
+#[derive(Debug, Default)]
+pub struct Standing {
+    /// What is the matter, where something but the ledger makes the process unready.
+    pub unready: ArcSwapOption<String>,
+    /// What operators should know all the same, such as that there is a single copy of the journal.
+    pub notes: Vec<&'static str>,
+}
+
+/// Whether the process lives.
+#[derive(Debug, Serialize, ToSchema)]
+struct Health {
+    /// `alive`.
+    status: &'static str,
+    /// The running version.
+    version: &'static str,
+}
+
+/// Whether the process may be used.
+#[derive(Debug, Serialize, ToSchema)]
+struct Readiness {
+    /// `ready` or `unready`.
+    status: &'static str,
+    /// What is the matter; null while it is ready.
+    #[schema(value_type = Option<String>)]
+    reason: Option<Arc<String>>,
+    /// The journal.
+    journal: Place,
+    /// The book.
+    book: Place,
+    /// The shield.
+    shield: ShieldState,
+    /// What operators should know all the same.
+    notes: Vec<&'static str>,
+}
+
+/// How far something is.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ReadinessPlace)]
+struct Place {
+    /// The journal position up to which it is true.
+    position: u64,
+}
+
+/// What keeps floods away.
+#[derive(Debug, Serialize, ToSchema)]
+struct ShieldState {
+    /// `local` or `redis`.
+    used: &'static str,
+    /// Whether something it shares with other processes is away, so that local limits stand alone.
+    degraded: bool,
+}
+
+fn readiness(app: &App) -> (StatusCode, Readiness) {
+    let silent = || (!app.ledger.is_healthy()).then(|| Arc::new("the ledger does not answer".to_owned()));
+    let reason = app.standing.unready.load_full().or_else(silent);
+    let (code, status) = match reason {
+        None => (StatusCode::OK, "ready"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
+    };
+    let readiness = Readiness {
+        status,
+        reason,
+        journal: Place { position: app.ledger.position() },
+        book: Place { position: app.book.position() },
+        shield: ShieldState { used: app.shield.name(), degraded: app.shield.is_degraded() },
+        notes: app.standing.notes.clone(),
+    };
+    (code, readiness)
+}
+
+/// Is it alive?
+///
+/// Answers as long as the process lives.
+#[utoipa::path(get, path = "/healthz", tag = "Operations", security(()), responses(
+    (status = 200, description = "It lives", body = Health),
+))]
+pub async fn healthz(_: Call<Everyone>) -> Result<Reply, Problem> {
+    Reply::ok(&Health { status: "alive", version: env!("CARGO_PKG_VERSION") })
+}
+
+/// Is it ready?
+///
+/// Whether the journal is folded and the ledger answers; which shield is used and whether it is degraded.
+#[utoipa::path(get, path = "/readyz", tag = "Operations", security(()), responses(
+    (status = 200, description = "It may be used", body = Readiness),
+    (status = 503, description = "It may not", body = Readiness),
+))]
+pub async fn readyz(call: Call<Everyone>) -> Result<Reply, Problem> {
+    let (status, readiness) = readiness(&call.app);
+    Reply::json(status, &readiness)
+}
+
+/// What has it counted?
+///
+/// Metrics for Prometheus. On the operations listener only.
+#[utoipa::path(get, path = "/metrics", tag = "Operations", security(()), responses(
+    (status = 200, description = "Metrics", body = String, content_type = "application/openmetrics-text"),
+))]
+pub async fn metrics(call: Call<Everyone>) -> Result<Reply, Problem> {
+    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(Reply::new(StatusCode::OK, OPEN_METRICS, call.app.metrics.render().into()))
+}

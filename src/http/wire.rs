@@ -1,0 +1,288 @@
+//! The objects of answers, as `GET /openapi.json` describes them.
+//!
+//! A claim is rendered from its entries and the programme versions they name, and from nothing else:
+//! the same entry always gives the same bytes, so that a repeated request is answered as it was the
+//! first time.
+
+use std::fmt::Display;
+
+use serde::{Serialize, Serializer};
+use smallvec::SmallVec;
+use utoipa::ToSchema;
+
+use crate::claim::{self, ClaimId, FundId, Status};
+use crate::identity::{Gtin, IdType, Imei, OrderLine, Reference, RegionCode, SerialNumber, Uscc};
+use crate::ledger::ClaimView;
+use crate::ledger::entry::{Hash, Judged};
+use crate::money::{Fen, Rate};
+use crate::programme::{Category, Programme, ProgrammeHistory, ProgrammeId};
+use crate::rules::{self, Verdict};
+use crate::time::Timestamp;
+
+/// A value that answers show as its text.
+#[derive(Clone, Copy, Debug)]
+pub struct Text<T>(pub T);
+
+impl<T: Display> Serialize for Text<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+/// A claim as it stands.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Claim<'a> {
+    /// Names the claim: a UUIDv7.
+    #[schema(value_type = String, format = "uuid")]
+    claim_id: ClaimId,
+    /// `held` → `redeemed` | `released` | `expired` | `cancelled`; `redeemed` → `returned` | `cancelled`.
+    #[schema(inline)]
+    status: Status,
+    /// The unified social credit code of the retailer it belongs to.
+    #[schema(value_type = String, example = "91330100MA27U00014")]
+    retailer: Uscc,
+    /// The platform that submitted it, or the retailer itself.
+    submitted_by: &'a str,
+    /// The retailer's order number.
+    #[schema(value_type = String, example = "SO20261123-000817")]
+    order_no: &'a Reference,
+    /// The line of the order.
+    #[schema(value_type = u16, example = 1)]
+    order_line: OrderLine,
+    /// The class of product.
+    #[schema(value_type = String, example = "smart_glasses")]
+    category: &'a Category,
+    /// Final price of the item in yuan.
+    #[schema(value_type = String, example = "4000.00")]
+    price: Text<Fen>,
+    /// What the programme pays, in yuan.
+    #[schema(value_type = String, example = "600.00")]
+    subsidy: Text<Fen>,
+    /// What the consumer pays, in yuan.
+    #[schema(value_type = String, example = "3400.00")]
+    payable: Text<Fen>,
+    /// The programme that pays.
+    #[schema(value_type = String, example = "zj-ai-25")]
+    programme: &'a ProgrammeId,
+    /// The fund that pays.
+    #[schema(value_type = String, example = "zj-ai-25.330100")]
+    fund_id: &'a FundId,
+    /// Whose fund it is that was asked for.
+    #[schema(value_type = String, example = "330106")]
+    region_code: RegionCode,
+    /// Until when the claim is or was held; null where it was not, or the hold did not end by time.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    held_until: Option<Text<Timestamp>>,
+    /// When the item was sold.
+    #[schema(value_type = String, format = DateTime)]
+    sold_at: Text<Timestamp>,
+    /// When the claim was made.
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Text<Timestamp>,
+    /// When it last changed.
+    #[schema(value_type = String, format = DateTime)]
+    updated_at: Text<Timestamp>,
+    /// The device; null on a hold that has none yet.
+    device: Option<Device<'a>>,
+    /// The consumer, as far as the service shows one.
+    #[schema(inline)]
+    consumer: Consumer,
+    /// How the programmes judged the sale.
+    determination: Determination<'a>,
+    /// The claim's last entry in the journal.
+    #[schema(inline)]
+    journal: Journal,
+}
+
+/// A device, canonical.
+#[derive(Debug, Serialize, ToSchema)]
+struct Device<'a> {
+    /// The manufacturer's serial number.
+    #[schema(value_type = String, example = "RG2-8812-00417")]
+    sn: &'a SerialNumber,
+    /// The product's GTIN-14.
+    #[schema(value_type = String, example = "06901234567892")]
+    barcode: Gtin,
+    /// Its IMEIs.
+    #[schema(value_type = Vec<String>)]
+    imei: &'a [Imei],
+}
+
+/// The consumer: no more than the kind of document.
+#[derive(Debug, Serialize, ToSchema)]
+struct Consumer {
+    /// The kind of document.
+    #[schema(value_type = String, example = "resident_id")]
+    id_type: IdType,
+}
+
+/// A place in the journal.
+#[derive(Debug, Serialize, ToSchema)]
+struct Journal {
+    /// Its position.
+    position: u64,
+    /// The SHA-256 of its bytes, in hexadecimal.
+    #[schema(value_type = String)]
+    hash: Hash,
+}
+
+/// How the programmes in force judged a sale.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Determination<'a> {
+    /// Each programme that lists the category and covers the region, the one that pays first.
+    #[schema(value_type = Vec<Considered>)]
+    considered: SmallVec<[Considered<'a>; 4]>,
+    /// How the subsidy became whole fen.
+    #[schema(example = "down_to_fen")]
+    rounding: &'static str,
+    /// What applies where several would pay.
+    #[schema(example = "highest_only")]
+    overlap: &'static str,
+}
+
+/// How one programme judged a sale.
+#[derive(Debug, Serialize, ToSchema)]
+struct Considered<'a> {
+    /// The programme.
+    #[schema(example = "zj-ai-25")]
+    programme: &'a str,
+    /// Its place in the law.
+    #[schema(example = "measure 25")]
+    clause: &'a str,
+    /// What the rate is applied to, in yuan.
+    #[schema(value_type = String, example = "4000.00")]
+    price_base: Text<Fen>,
+    /// The share it pays.
+    #[schema(value_type = String, example = "0.15")]
+    rate: Text<Rate>,
+    /// Rate times base, rounded, in yuan.
+    #[schema(value_type = String, example = "600.00")]
+    computed: Text<Fen>,
+    /// The most it pays for one item, in yuan.
+    #[schema(value_type = String, example = "2000.00")]
+    cap: Text<Fen>,
+    /// What it would pay, in yuan; nothing where its own rules exclude the sale.
+    #[schema(value_type = String, example = "600.00")]
+    amount: Text<Fen>,
+    /// Whether it is the one that pays.
+    chosen: bool,
+    /// Why it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "lower")]
+    reason: Option<&'static str>,
+}
+
+impl<'a> Considered<'a> {
+    fn new(programme: &'a Programme, price_base: Fen, computed: Fen, amount: Fen, verdict: Verdict) -> Self {
+        Self {
+            programme: programme.id.as_str(),
+            clause: &programme.source.reference.clause,
+            price_base: Text(price_base),
+            rate: Text(programme.rate.value),
+            computed: Text(computed),
+            cap: Text(programme.cap.value),
+            amount: Text(amount),
+            chosen: verdict == Verdict::Chosen,
+            reason: verdict.reason(),
+        }
+    }
+
+    fn judged(judged: &'a rules::Considered) -> Self {
+        Self::new(&judged.programme, judged.price_base, judged.computed, judged.amount, judged.verdict)
+    }
+}
+
+impl<'a> Determination<'a> {
+    /// A judgement just made.
+    pub fn new(determination: &'a rules::Determination) -> Self {
+        let leading = &determination.chosen().programme;
+        Self::of(leading, determination.considered().map(Considered::judged).collect())
+    }
+
+    /// What was considered where no programme pays; `None` where none came into question.
+    pub fn without_choice(considered: &'a [rules::Considered]) -> Option<Self> {
+        let leading = &considered.first()?.programme;
+        Some(Self::of(leading, considered.iter().map(Considered::judged).collect()))
+    }
+
+    /// The judgement recorded in an entry; `None` where it names a programme version that `history` lacks.
+    fn recorded(judged: &'a [Judged], history: &'a ProgrammeHistory) -> Option<Self> {
+        let version = |judged: &'a Judged| {
+            let programme = history.get(judged.programme.as_str(), judged.version)?;
+            Some(Considered::new(programme, judged.price_base, judged.computed, judged.amount, judged.verdict))
+        };
+        let first = judged.first()?;
+        let leading = history.get(first.programme.as_str(), first.version)?;
+        Some(Self::of(leading, judged.iter().map(version).collect::<Option<_>>()?))
+    }
+
+    fn of(leading: &Programme, considered: SmallVec<[Considered<'a>; 4]>) -> Self {
+        let (rounding, overlap) = (leading.rounding.value.name(), leading.overlap.value.name());
+        Self { considered, rounding, overlap }
+    }
+}
+
+impl<'a> Claim<'a> {
+    /// The claim that `view` stands for. `None` where one of its entries names a programme version that
+    /// was never activated, which no journal of this service does.
+    pub fn new(view: &'a ClaimView, history: &'a ProgrammeHistory) -> Option<Self> {
+        let made = view.made();
+        let sale = &made.sale;
+        let status = view.status();
+        let (position, hash) = view.journal();
+        let held_until = made.held_until.filter(|_| matches!(status, Status::Held | Status::Expired));
+        Some(Self {
+            claim_id: made.claim_id,
+            status,
+            retailer: made.retailer,
+            submitted_by: made.platform.as_deref().unwrap_or_else(|| made.retailer.as_str()),
+            order_no: &sale.order_no,
+            order_line: sale.order_line,
+            category: &sale.category,
+            price: Text(sale.price),
+            subsidy: Text(made.subsidy),
+            payable: Text(sale.price.checked_sub(made.subsidy)?),
+            programme: &made.considered.first()?.programme,
+            fund_id: &made.fund.id,
+            region_code: sale.region_code,
+            held_until: held_until.map(Text),
+            sold_at: Text(sale.sold_at),
+            created_at: Text(view.made_at()),
+            updated_at: Text(view.updated_at()),
+            device: view.device().map(Device::new),
+            consumer: Consumer { id_type: sale.consumer.id_type },
+            determination: Determination::recorded(&made.considered, history)?,
+            journal: Journal { position, hash },
+        })
+    }
+}
+
+impl<'a> Device<'a> {
+    fn new(device: &'a claim::Device) -> Self {
+        Self { sn: &device.sn, barcode: device.barcode, imei: &device.imei }
+    }
+}
+
+/// What a cancellation by key came to.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Cancellation<'a> {
+    /// The key, as it was sent.
+    pub idempotency_key: &'a str,
+    /// What happened.
+    #[schema(inline)]
+    pub outcome: CancellationOutcome,
+    /// The claim; null where the key stood for nothing.
+    pub claim: Option<Claim<'a>>,
+}
+
+/// What happened to what a cancelled key stood for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CancellationOutcome {
+    /// The claim is as if it had never been, and stays readable.
+    Cancelled,
+    /// The claim had ended before.
+    NothingToCancel,
+    /// The key stood for nothing; a late original will be refused.
+    KeySpent,
+}

@@ -1,0 +1,410 @@
+//! The ledger on a journal in memory that can be made to fail, to lose answers and to be written by
+//! another process.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future};
+use proptest::prelude::*;
+
+use super::apply::{self, Decision};
+use super::command::*;
+use super::entry::{Algorithm, Entry, Event, Hash, Key, ProgrammeFile, VERSION};
+use super::state::{State, Undo};
+use super::writer::{Ledger, Observer, Writer};
+use super::KeyRing;
+use crate::claim::*;
+use crate::clock::Clock;
+use crate::identity::*;
+use crate::journal::{Head, Journal, JournalError, Reader, Row};
+use crate::money::Fen;
+use crate::programme::{self, Category, ProgrammeId};
+use crate::rules;
+use crate::time::{Day, Timestamp};
+
+const JOURNAL_ID: Key = Key::new([7; 16]);
+
+/// What the next append shall do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// Refuse; nothing is written.
+    Refuse,
+    /// Write, but say that it is not known.
+    LoseAnswer,
+    /// Refuse, and be unreadable too.
+    Unreadable,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Memory {
+    rows: Arc<Mutex<Vec<Row>>>,
+    faults: Arc<Mutex<Vec<Fault>>>,
+    unreadable: Arc<Mutex<bool>>,
+}
+
+impl Memory {
+    fn head_now(&self) -> Head {
+        let rows = self.rows.lock().unwrap();
+        rows.last().map_or(Head::EMPTY, |row| Head { position: row.position, hash: row.hash })
+    }
+
+    fn read_now(&self, after: u64, limit: usize) -> Result<Vec<Row>, JournalError> {
+        if *self.unreadable.lock().unwrap() {
+            return Err(JournalError::Unknown("unreadable".into()));
+        }
+        Ok(self.rows.lock().unwrap().iter().skip(after as usize).take(limit).cloned().collect())
+    }
+}
+
+impl Journal for Memory {
+    fn head(&mut self) -> Result<Head, JournalError> {
+        Ok(self.head_now())
+    }
+
+    fn append(&mut self, expected: Head, rows: &[Row]) -> Result<(), JournalError> {
+        if self.head_now() != expected {
+            return Err(JournalError::Moved);
+        }
+        let fault = self.faults.lock().unwrap().pop();
+        match fault {
+            Some(Fault::Refuse) => return Err(JournalError::Unknown("no space".into())),
+            Some(Fault::Unreadable) => {
+                *self.unreadable.lock().unwrap() = true;
+                return Err(JournalError::Unknown("gone".into()));
+            }
+            Some(Fault::LoseAnswer) | None => {}
+        }
+        self.rows.lock().unwrap().extend_from_slice(rows);
+        match fault {
+            Some(_) => Err(JournalError::Unknown("the answer was lost".into())),
+            None => Ok(()),
+        }
+    }
+
+    fn read(&mut self, after: u64, limit: usize) -> Result<Vec<Row>, JournalError> {
+        self.read_now(after, limit)
+    }
+
+    fn reopen(&mut self) -> Result<(), JournalError> {
+        Ok(())
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+}
+
+impl Reader for Memory {
+    fn rows<'a>(&'a self, positions: &'a [u64]) -> BoxFuture<'a, Result<Vec<Row>, JournalError>> {
+        let rows = self.rows.lock().unwrap();
+        let found = positions.iter().map(|position| rows[*position as usize - 1].clone()).collect();
+        future::ready(Ok(found)).boxed()
+    }
+
+    fn after(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Row>, JournalError>> {
+        future::ready(self.read_now(after, limit)).boxed()
+    }
+}
+
+struct Deaf;
+
+impl Observer for Deaf {
+    fn appended(&mut self, _: &[Arc<Stored>]) {}
+    fn batch(&mut self, _: usize, _: Duration) {}
+}
+
+fn open(memory: &Memory, clock: Clock) -> (Ledger, Writer) {
+    let reader = Arc::new(memory.clone());
+    Ledger::open(Box::new(memory.clone()), reader, clock, JOURNAL_ID, Box::new(Deaf)).unwrap()
+}
+
+fn ask(ledger: &Ledger, command: Command) -> Result<Outcome, Failure> {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(ledger.submit(command))
+}
+
+fn shipped() -> Vec<ProgrammeFile> {
+    programme::shipped().into_iter().map(|(name, text)| ProgrammeFile { name, text }).collect()
+}
+
+fn retailer() -> Uscc {
+    Uscc::parse(&generate::uscc_from(1)).unwrap()
+}
+
+fn fund(budget: i64) -> Command {
+    Command::OpenFund(Box::new(OpenFund {
+        fund_id: FundId::parse("zj-ai-25.330100").unwrap(),
+        programme: ProgrammeId::parse("zj-ai-25").unwrap(),
+        region_code: RegionCode::parse("330100").unwrap(),
+        from: Day::parse("2025-05-31").unwrap(),
+        to: Day::parse("2027-12-31").unwrap(),
+        budget: Fen::new(budget),
+        by: "officer".into(),
+        request: Key::new([1; 16]),
+        fingerprint: Key::new([2; 16]),
+    }))
+}
+
+/// A claim for `person` on `device` under the idempotency key number `request`.
+fn draft(request: u64, person: u64, device: u64, mode: Mode, sold_at: Timestamp) -> Draft {
+    let ring = KeyRing::new(JOURNAL_ID);
+    let sn = SerialNumber::parse(&format!("SN{device}")).unwrap();
+    let device = Device { sn, barcode: Gtin::parse(&generate::gtin13_from(9)).unwrap(), imei: Default::default() };
+    let mut digest = [0; 32];
+    digest[..8].copy_from_slice(&person.to_be_bytes());
+    let digest = PersonDigest::new(digest);
+    let keys = DraftKeys {
+        request: ring.request(&retailer(), None, &request.to_string()),
+        fingerprints: [("hmac-sha256/k1".into(), ring.trade_in(&device.sn))].into_iter().collect(),
+        order_line: ring.order_line(&retailer(), &Reference::parse(&format!("O{request}")).unwrap(), OrderLine::default()),
+        persons: [ring.person(&digest, "smart_glasses", sold_at.year())].into_iter().collect(),
+        device: ring.device(&device),
+        trade_in: None,
+    };
+    let sale = Sale {
+        order_no: Reference::parse(&format!("O{request}")).unwrap(),
+        order_line: OrderLine::default(),
+        category: Category::parse("smart_glasses").unwrap(),
+        price: Fen::new(400_000),
+        region_code: RegionCode::parse("330106").unwrap(),
+        sold_at,
+        consumer: Consumer { id_type: IdType::ResidentId, key: "hmac-sha256/k1".into(), digest },
+        device: Some(device),
+        sale_channel: SaleChannel::Offline,
+        store_code: None,
+        terminal_no: None,
+        invoice_no: None,
+        energy_grade: None,
+        trade_in: None,
+    };
+    Draft {
+        by: Submitter { retailer: retailer(), platform: None },
+        mode,
+        sale: Arc::new(sale),
+        hold_minutes: None,
+        expected_subsidy: None,
+        accept_programme: None,
+        late: false,
+        received_elsewhere: false,
+        keys,
+        judgement: Err(rules::Refused::CategoryNotEligible(None)),
+        // Under no activation: the ledger judges by itself.
+        judged_at: 0,
+        entropy: u128::from(request) << 13,
+    }
+}
+
+fn make(request: u64, person: u64, device: u64, mode: Mode) -> Command {
+    Command::Make(Box::new(draft(request, person, device, mode, Clock::default().now())))
+}
+
+fn claim_at(outcome: Result<Outcome, Failure>) -> ClaimAt {
+    match outcome {
+        Ok(Outcome::Claim(at)) => at,
+        other => panic!("not a claim: {other:?}"),
+    }
+}
+
+fn digest(ledger: &Ledger) -> Hash {
+    match ask(ledger, Command::Digest) {
+        Ok(Outcome::Digest { digest, .. }) => digest,
+        other => panic!("no digest: {other:?}"),
+    }
+}
+
+#[test]
+fn a_failed_append_leaves_nothing_behind_and_the_same_request_succeeds_later() {
+    let memory = Memory::default();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(60_000)).unwrap();
+    let before = digest(&ledger);
+
+    memory.faults.lock().unwrap().push(Fault::Refuse);
+    assert!(matches!(ask(&ledger, make(1, 1, 1, Mode::Redeem)), Err(Failure::Unavailable)));
+    assert_eq!(digest(&ledger), before, "the state is as if nothing had been asked");
+
+    let made = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    assert!(!made.unchanged);
+    let refused = ask(&ledger, make(2, 2, 2, Mode::Redeem));
+    let Err(Failure::Refused(refusal)) = refused else { panic!("the fund is spent: {refused:?}") };
+    assert!(matches!(*refusal, Refusal::FundExhausted { .. }));
+    writer.stop();
+}
+
+#[test]
+fn an_append_whose_answer_was_lost_is_found_and_answered() {
+    let memory = Memory::default();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(600_000)).unwrap();
+    memory.faults.lock().unwrap().push(Fault::LoseAnswer);
+    let made = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    let again = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    assert_eq!((made.position, made.unchanged), (again.position, false));
+    assert!(again.unchanged);
+    writer.stop();
+}
+
+#[test]
+fn while_the_journal_cannot_be_read_nothing_is_answered_and_then_everything_is() {
+    let memory = Memory::default();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(600_000)).unwrap();
+    memory.faults.lock().unwrap().push(Fault::Unreadable);
+    assert!(matches!(ask(&ledger, make(1, 1, 1, Mode::Redeem)), Err(Failure::Unavailable)));
+    assert!(matches!(ask(&ledger, Command::Funds), Err(Failure::Unavailable)));
+    *memory.unreadable.lock().unwrap() = false;
+    assert!(matches!(ask(&ledger, Command::Funds), Ok(Outcome::Funds { .. })));
+    claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    writer.stop();
+}
+
+#[test]
+fn two_writers_on_one_journal_never_claim_a_device_twice_and_their_folds_agree() {
+    let memory = Memory::default();
+    let (one, first) = open(&memory, Clock::default());
+    ask(&one, Command::Activate(shipped())).unwrap();
+    ask(&one, fund(100_000_000)).unwrap();
+    let (two, second) = open(&memory, Clock::default());
+    let claims: Vec<_> = (0..40)
+        .map(|number| {
+            let ledger = if number % 2 == 0 { one.clone() } else { two.clone() };
+            std::thread::spawn(move || ask(&ledger, make(number, number, number / 4, Mode::Redeem)))
+        })
+        .collect();
+    let made = claims.into_iter().filter(|_| true).map(|thread| thread.join().unwrap()).filter(Result::is_ok).count();
+    assert_eq!(made, 10, "each of ten devices once");
+    assert_eq!(digest(&one), digest(&two));
+    first.stop();
+    second.stop();
+}
+
+#[test]
+fn a_dead_hold_is_expired_by_whoever_wants_its_device() {
+    let memory = Memory::default();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(600_000)).unwrap();
+    let held = claim_at(ask(&ledger, make(1, 1, 1, Mode::Hold)));
+    writer.stop();
+    let ahead = Clock::ahead_by(31 * 60_000);
+    let (ledger, writer) = open(&memory, ahead);
+    let sold = Command::Make(Box::new(draft(2, 1, 1, Mode::Redeem, ahead.now())));
+    claim_at(ask(&ledger, sold));
+    let id = match &held.fresh.unwrap().entry.event {
+        Event::ClaimMade(made) => made.claim_id,
+        other => panic!("{other:?}"),
+    };
+    let at = claim_at(ask(&ledger, Command::Locate(id)));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    assert_eq!(runtime.block_on(ledger.view(&at)).unwrap().status(), Status::Expired);
+    writer.stop();
+}
+
+/// A small world to fold in: what happens, by number.
+fn commands() -> impl Strategy<Value = Vec<(u8, u64, u64, i64)>> {
+    prop::collection::vec((0_u8..6, 0_u64..12, 0_u64..8, 0_i64..40), 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn taking_back_what_was_folded_gives_the_state_before_and_folding_again_the_state_after(
+        first in commands(), second in commands()
+    ) {
+        let mut state = State::default();
+        let mut now = Timestamp::parse("2026-06-01T10:00:00+08:00").unwrap();
+        let mut entries = Vec::new();
+        let mut undo = Undo::default();
+        let begin = vec![
+            Event::JournalOpened { journal_id: JOURNAL_ID },
+            Event::ProgrammesActivated { files: shipped() },
+        ];
+        for event in begin {
+            enter(&mut state, event, now, &mut undo, &mut entries);
+        }
+        step(&mut state, &fund(900_000), now, &mut undo, &mut entries);
+        run(&mut state, &first, &mut now, &mut undo, &mut entries);
+        undo.clear();
+        let (before, kept) = (state.digest(), entries.len());
+        run(&mut state, &second, &mut now, &mut undo, &mut entries);
+        let after = state.digest();
+        state.unfold(&mut undo);
+        prop_assert_eq!(state.digest(), before);
+        for (entry, hash) in &entries[kept..] {
+            state.fold(entry, *hash, None).unwrap();
+        }
+        prop_assert_eq!(state.digest(), after);
+        let mut fresh = State::default();
+        for (entry, hash) in &entries {
+            let mut bytes = Vec::new();
+            entry.encode(&mut bytes).unwrap();
+            prop_assert_eq!(Hash::of(&bytes), *hash);
+            fresh.fold(&Entry::decode(entry.position, &bytes).unwrap(), *hash, None).unwrap();
+        }
+        prop_assert_eq!(fresh.digest(), after);
+    }
+}
+
+fn run(
+    state: &mut State,
+    steps: &[(u8, u64, u64, i64)],
+    now: &mut Timestamp,
+    undo: &mut Undo,
+    entries: &mut Vec<(Entry, Hash)>,
+) {
+    let ring = KeyRing::new(JOURNAL_ID);
+    let by = Submitter { retailer: retailer(), platform: None };
+    for (kind, a, b, minutes) in steps {
+        *now = now.plus_ms(minutes * 60_000);
+        let existing = entries.iter().rev().skip(*a as usize).find_map(|(entry, _)| match &entry.event {
+            Event::ClaimMade(made) => Some(made.claim_id),
+            _ => None,
+        });
+        let command = match (kind, existing) {
+            (0 | 1, _) => {
+                let mode = if *kind == 0 { Mode::Hold } else { Mode::Redeem };
+                Command::Make(Box::new(draft(a * 8 + b, *a, *b, mode, *now)))
+            }
+            (2, Some(claim_id)) => Command::Release { by: by.clone(), claim_id },
+            (3, Some(claim_id)) => Command::Redeem(Box::new(Redeem {
+                by: by.clone(),
+                claim_id,
+                device: None,
+                invoice_no: None,
+            })),
+            (4, Some(claim_id)) => {
+                Command::Return { by: by.clone(), claim_id, reason: ReturnReason::Other, returned_at: *now }
+            }
+            _ => Command::Cancel { request: ring.request(&retailer(), None, &(a * 8 + b).to_string()) },
+        };
+        step(state, &command, *now, undo, entries);
+    }
+}
+
+fn step(state: &mut State, command: &Command, now: Timestamp, undo: &mut Undo, entries: &mut Vec<(Entry, Hash)>) {
+    loop {
+        match apply::decide(state, command, now) {
+            Decision::Enter(event) => return enter(state, event, now, undo, entries),
+            Decision::ExpireFirst(claim) => {
+                let event = apply::expire(state, claim, now).unwrap();
+                enter(state, event, now, undo, entries);
+            }
+            _ => return,
+        }
+    }
+}
+
+fn enter(state: &mut State, event: Event, now: Timestamp, undo: &mut Undo, entries: &mut Vec<(Entry, Hash)>) {
+    let head = state.head();
+    let entry =
+        Entry { v: VERSION, position: head.position + 1, alg: Algorithm::Sha256, prev: head.hash, at: now, event };
+    let mut bytes = Vec::new();
+    entry.encode(&mut bytes).unwrap();
+    let hash = Hash::of(&bytes);
+    state.fold(&entry, hash, Some(undo)).unwrap();
+    entries.push((entry, hash));
+}
