@@ -71,7 +71,8 @@ impl SignedHead {
     /// Whether `key` signed this.
     pub fn check(&self, key: &PublicKey) -> Result<(), HeadFault> {
         let text = Self::text(Head { position: self.position, hash: self.hash }, self.at_ms);
-        let signed = BASE64.decode(&self.signature).is_ok_and(|signature| key.verifies(text.as_bytes(), &signature));
+        let signed =
+            BASE64.decode(&self.signature).is_ok_and(|signature| key.verifies(text.as_bytes(), &signature));
         if signed { Ok(()) } else { Err(HeadFault::Signature { position: self.position }) }
     }
 

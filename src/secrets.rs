@@ -250,7 +250,11 @@ impl HashKeys {
             if secrets.contains(&secret) {
                 faults.push(format!("{}: the same secret as another hash key", source.file.display()));
             }
-            let key = HashKey { id: source.id, label: source.id.to_string().into(), key: hmac::Key::new(hmac::HMAC_SHA256, &secret) };
+            let key = HashKey {
+                id: source.id,
+                label: source.id.to_string().into(),
+                key: hmac::Key::new(hmac::HMAC_SHA256, &secret),
+            };
             secrets.push(secret);
             match source.key_use {
                 KeyUse::Write => writing = Some(key),

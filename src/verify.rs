@@ -145,16 +145,24 @@ fn compare_funds(state: &State, totals: &Cube) -> Result<(), Fault> {
         let (held, redeemed) = sums.remove(&fund.id).unwrap_or_default();
         let balance = fund.balance;
         if (balance.held.get(), balance.redeemed.get()) != (held, redeemed) {
-            let reason = format!("it says held {}, redeemed {}; its claims add up to {held} and {redeemed} fen",
-                balance.held, balance.redeemed);
+            let reason = format!(
+                "it says held {}, redeemed {}; its claims add up to {held} and {redeemed} fen",
+                balance.held, balance.redeemed
+            );
             return Err(Fault::Fund { fund: fund.id.clone(), reason });
         }
         if fund.remaining().get() < 0 {
-            return Err(Fault::Fund { fund: fund.id.clone(), reason: "more is held and redeemed than budgeted".into() });
+            return Err(Fault::Fund {
+                fund: fund.id.clone(),
+                reason: "more is held and redeemed than budgeted".into(),
+            });
         }
     }
     match sums.keys().next() {
-        Some(fund) => Err(Fault::Fund { fund: (*fund).clone(), reason: "claims name it but it was never opened".into() }),
+        Some(fund) => Err(Fault::Fund {
+            fund: (*fund).clone(),
+            reason: "claims name it but it was never opened".into(),
+        }),
         None => Ok(()),
     }
 }

@@ -1,1 +1,33 @@
-//! Black-box tests.
+//! Black-box tests: every one starts the service as its users do, with a data directory and ports of its
+//! own, and speaks to it through HTTP, its command line and its files.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that meets the unexpected shall end")]
+
+mod support;
+
+mod authorisation;
+mod batches;
+mod cancellation;
+mod command_line;
+mod crash;
+mod devices;
+mod disk;
+mod durability;
+mod funds;
+mod holds;
+mod idempotency;
+mod lists;
+mod operations;
+mod oracle;
+mod overload;
+mod persons;
+mod personal_data;
+mod precedence;
+mod programmes;
+mod quotes;
+mod rate_limits;
+mod returns;
+mod structure;
+mod tampering;
+mod totals;
+mod transport;
+mod validation;

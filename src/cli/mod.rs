@@ -243,10 +243,10 @@ fn quote(arguments: &Quote) -> Result<(), Failed> {
             println!("subsidy {subsidy}, payable {payable}");
             Ok(())
         }
-        Err(refused) => {
-            let problem = Problem::from(Refusal::Policy(refused));
-            Err(failed(format!("not eligible: {}", problem.code().row().name)))
-        }
+        Err(refused) => Err(failed(format!(
+            "not eligible: {}",
+            Problem::from(Refusal::Policy(refused)).code().row().name
+        ))),
     }
 }
 

@@ -346,7 +346,8 @@ pub async fn batch(call: Call<Submitting, Batch>) -> Result<Reply, Problem> {
     let mut commands = Vec::with_capacity(items.len());
     let mut drafted: Vec<Result<(), Problem>> = Vec::with_capacity(items.len());
     for (index, item) in items.into_iter().enumerate() {
-        let inside = |fault: Fault| Fault { pointer: format!("/items/{index}/claim{}", fault.pointer), ..fault };
+        let inside =
+            |fault: Fault| Fault { pointer: format!("/items/{index}/claim{}", fault.pointer), ..fault };
         drafted.push(item.map_err(Problem::from).and_then(|item| {
             let draft = draft(&app, by.clone(), &item.idempotency_key, item.claim).map_err(inside)?;
             commands.push(Command::Make(Box::new(draft)));
@@ -493,7 +494,9 @@ pub async fn cancel(call: Call<Submitting, Json<CancelBody>>) -> Result<Reply, P
         app.ledger.published().keys.request(&by.retailer, by.platform.as_deref(), idempotency_key.as_str());
     let (outcome, at) = match app.ledger.submit(Command::Cancel { request }).await? {
         Outcome::Cancel(CancelOutcome::Cancelled(at)) => (CancellationOutcome::Cancelled, Some(at)),
-        Outcome::Cancel(CancelOutcome::NothingToCancel(at)) => (CancellationOutcome::NothingToCancel, Some(at)),
+        Outcome::Cancel(CancelOutcome::NothingToCancel(at)) => {
+            (CancellationOutcome::NothingToCancel, Some(at))
+        }
         Outcome::Cancel(CancelOutcome::KeySpent) => (CancellationOutcome::KeySpent, None),
         _ => return Err(unexpected()),
     };

@@ -108,7 +108,8 @@ impl Role for Submitting {
                 Ok(Self(Submitter { retailer: *own, platform: None }))
             }
             Caller::Platform(platform) => {
-                let retailer = own_retailer(platform, retailer)?.ok_or_else(|| x_retailer_fault(json::REQUIRED))?;
+                let retailer =
+                    own_retailer(platform, retailer)?.ok_or_else(|| x_retailer_fault(json::REQUIRED))?;
                 Ok(Self(Submitter { retailer, platform: Some(Arc::clone(&platform.name)) }))
             }
             Caller::Regulator(_) => Err(Code::Forbidden.into()),
@@ -130,7 +131,9 @@ impl Role for Viewer {
     fn of(caller: &Arc<Caller>, retailer: NamedRetailer) -> Result<Self, Problem> {
         let only = match &**caller {
             Caller::Platform(platform) => own_retailer(platform, retailer)?,
-            Caller::Retailer(_) | Caller::Regulator(_) => only_platforms_name_retailers(retailer).map(|()| None)?,
+            Caller::Retailer(_) | Caller::Regulator(_) => {
+                only_platforms_name_retailers(retailer).map(|()| None)?
+            }
         };
         Ok(Self { caller: Arc::clone(caller), only })
     }
@@ -333,7 +336,8 @@ impl<T: Readable> Body for Keyed<T> {
         let mut values = request.headers().get_all(&IDEMPOTENCY_KEY);
         let value = values.next().ok_or(Code::IdempotencyKeyMissing)?;
         let text = value.to_str().ok().filter(|_| values.next().is_none());
-        let key = text.and_then(|text| IdempotencyKey::parse(text).ok()).ok_or(Code::IdempotencyKeyInvalid)?;
+        let key =
+            text.and_then(|text| IdempotencyKey::parse(text).ok()).ok_or(Code::IdempotencyKeyInvalid)?;
         Ok(Self { key, body })
     }
 }

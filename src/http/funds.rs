@@ -55,8 +55,11 @@ pub struct Opening {
 
 impl Readable for Opening {
     fn read(reader: &mut Reader<'_, '_>, _: Day) -> Option<Self> {
-        const ENDS_BEFORE: Wrong =
-            Wrong::new("ends-before-it-begins", "The last day lies before the first.", "结束日期早于开始日期。");
+        const ENDS_BEFORE: Wrong = Wrong::new(
+            "ends-before-it-begins",
+            "The last day lies before the first.",
+            "结束日期早于开始日期。",
+        );
         let fund_id = reader.required("fund_id", fund_id);
         let programme = reader.required("programme", programme);
         let region_code = reader.required("region_code", json::text(RegionCode::parse));
@@ -356,8 +359,7 @@ pub async fn read(call: Call<Regulator>) -> Result<Reply, Problem> {
 pub async fn adjust(call: Call<Regulator, Keyed<Adjustment>>) -> Result<Reply, Problem> {
     let fund_id = call.fund_id()?;
     let Keyed { key, body } = call.body;
-    let (fund, replayed) =
-        settled(&call.app, body.command(&call.app, fund_id, &call.role.0, &key)).await?;
+    let (fund, replayed) = settled(&call.app, body.command(&call.app, fund_id, &call.role.0, &key)).await?;
     Ok(Reply::ok(&fund)?.replayed(replayed))
 }
 
@@ -391,9 +393,8 @@ mod tests {
 
     fn read<T: Readable>(json: &str) -> Result<T, Vec<(String, &'static str)>> {
         let today = Day::parse("2026-11-23").unwrap();
-        json::body(json.as_bytes(), |reader| T::read(reader, today)).map_err(|faults| {
-            faults.into_iter().map(|fault| (fault.pointer, fault.wrong.code)).collect()
-        })
+        json::body(json.as_bytes(), |reader| T::read(reader, today))
+            .map_err(|faults| faults.into_iter().map(|fault| (fault.pointer, fault.wrong.code)).collect())
     }
 
     #[test]
@@ -415,9 +416,6 @@ mod tests {
     fn an_adjustment_names_a_coded_reason() {
         let json = |reason: &str| format!(r#"{{"delta":"-1.00","reason":"{reason}","document_no":"D1"}}"#);
         assert_eq!(read::<Adjustment>(&json("reclaim")).unwrap().delta, Fen::new(-100));
-        assert_eq!(
-            read::<Adjustment>(&json("because")).unwrap_err(),
-            [("/reason".to_owned(), "not-one-of")]
-        );
+        assert_eq!(read::<Adjustment>(&json("because")).unwrap_err(), [("/reason".to_owned(), "not-one-of")]);
     }
 }

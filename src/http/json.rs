@@ -107,11 +107,8 @@ const INSTANT_MALFORMED: Wrong = Wrong::new(
     "An instant is RFC 3339 with an offset, such as 2026-11-23T10:15:00+08:00.",
     "时间应为带时区偏移的RFC 3339格式，例如2026-11-23T10:15:00+08:00。",
 );
-const DAY_MALFORMED: Wrong = Wrong::new(
-    "day-malformed",
-    "A day is written as 2026-11-23.",
-    "日期应写作2026-11-23的形式。",
-);
+const DAY_MALFORMED: Wrong =
+    Wrong::new("day-malformed", "A day is written as 2026-11-23.", "日期应写作2026-11-23的形式。");
 const _: () = assert!(limits::PRICE_YUAN_DIGITS_MAX == 8 && limits::BUDGET_YUAN_DIGITS_MAX == 13);
 
 /// One fault and where it is.
@@ -454,7 +451,8 @@ impl<'f, 'r> Reader<'f, 'r> {
         }
         for (index, (name, _)) in self.members.iter().enumerate() {
             if self.seen & (1 << index) == 0 {
-                let asked = |(at, (other, _)): (usize, &Member<'r>)| self.seen & (1 << at) != 0 && other == name;
+                let asked =
+                    |(at, (other, _)): (usize, &Member<'r>)| self.seen & (1 << at) != 0 && other == name;
                 let wrong = if self.members.iter().enumerate().any(asked) { REPEATED } else { UNKNOWN };
                 self.faults.add(self.path.to(Step::Member(name)).pointer(), wrong);
             }
@@ -468,10 +466,7 @@ impl<'f, 'r> Reader<'f, 'r> {
 /// # Errors
 /// Every fault, up to [`limits::FAULTS_MAX`]. Bytes that are not JSON have one, with its place in
 /// the text.
-pub fn body<T>(
-    bytes: &[u8],
-    read: impl FnOnce(&mut Reader<'_, '_>) -> Option<T>,
-) -> Result<T, Vec<Fault>> {
+pub fn body<T>(bytes: &[u8], read: impl FnOnce(&mut Reader<'_, '_>) -> Option<T>) -> Result<T, Vec<Fault>> {
     let node = parse(bytes).map_err(|fault| vec![fault])?;
     let mut faults = Faults::default();
     let value = Place::root(&node, &mut faults).object(read);
@@ -482,10 +477,7 @@ pub fn body<T>(
 ///
 /// # Errors
 /// As [`body`]; pointers begin with `/query`.
-pub fn query<T>(
-    query: &str,
-    read: impl FnOnce(&mut Reader<'_, '_>) -> Option<T>,
-) -> Result<T, Vec<Fault>> {
+pub fn query<T>(query: &str, read: impl FnOnce(&mut Reader<'_, '_>) -> Option<T>) -> Result<T, Vec<Fault>> {
     let members = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         (percent_decoded(name), Node::Text(percent_decoded(value)))
@@ -504,7 +496,8 @@ fn percent_decoded(text: &str) -> Cow<'_, str> {
     if !text.bytes().any(|byte| matches!(byte, b'%' | b'+')) {
         return Cow::Borrowed(text);
     }
-    let hexadecimal = |byte: Option<&u8>| (*byte? as char).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let hexadecimal =
+        |byte: Option<&u8>| (*byte? as char).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
@@ -539,7 +532,11 @@ fn parse(bytes: &[u8]) -> Result<Node<'_>, Fault> {
         pointer: String::new(),
         wrong: Wrong::with_texts(
             "malformed-json",
-            format!("The body is not well-formed JSON in UTF-8: line {}, column {}.", error.line(), error.column()),
+            format!(
+                "The body is not well-formed JSON in UTF-8: line {}, column {}.",
+                error.line(),
+                error.column()
+            ),
             format!("请求体不是格式正确的UTF-8编码JSON：第{}行，第{}列。", error.line(), error.column()),
         ),
     })
@@ -798,7 +795,8 @@ mod tests {
         ] {
             assert_eq!(body(json.as_bytes(), sample).as_ref(), Ok(&expected), "{json}");
         }
-        let full = r#"{"inner":{"imei":["490154203237518"],"no":"A"},"region":"330106","line":2,"price":"0.5"}"#;
+        let full =
+            r#"{"inner":{"imei":["490154203237518"],"no":"A"},"region":"330106","line":2,"price":"0.5"}"#;
         let read = body(full.as_bytes(), sample).unwrap();
         assert_eq!(read.inner, Some(("A".to_owned(), vec![Imei::parse("490154203237518").unwrap()])));
         assert_eq!((read.line, read.price), (2, Fen::new(50)));
@@ -807,7 +805,9 @@ mod tests {
     #[test]
     fn every_fault_is_named_with_its_place() {
         assert_eq!(
-            faults(r#"{"price":4000,"line":"2","region":"999999","inner":{"imei":["1","2"],"a/b~":1,"no":7}}"#),
+            faults(
+                r#"{"price":4000,"line":"2","region":"999999","inner":{"imei":["1","2"],"a/b~":1,"no":7}}"#
+            ),
             [
                 ("/price".to_owned(), "amount-is-number"),
                 ("/line".to_owned(), "wrong-type"),
@@ -825,7 +825,9 @@ mod tests {
         assert_eq!(faults(r#"{"price":"1","line":-1}"#), [("/line".to_owned(), "wrong-type")]);
         assert_eq!(faults(r#"{"price":"1","line":1000}"#), [("/line".to_owned(), "out-of-range")]);
         assert_eq!(
-            faults(r#"{"price":"1","inner":{"no":"a","imei":["490154203237518","490154203237518","490154203237518"]}}"#),
+            faults(
+                r#"{"price":"1","inner":{"no":"a","imei":["490154203237518","490154203237518","490154203237518"]}}"#
+            ),
             [("/inner/imei".to_owned(), "too-many-items")]
         );
     }
@@ -844,7 +846,9 @@ mod tests {
 
     #[test]
     fn text_that_is_not_json_is_told_with_line_and_column() {
-        for json in ["", "{", "{\n\"price\":}", "nul", "{}x", "\u{feff}{}", r#"{"price":"\ud800"}"#, "{'a':1}"] {
+        for json in
+            ["", "{", "{\n\"price\":}", "nul", "{}x", "\u{feff}{}", r#"{"price":"\ud800"}"#, "{'a':1}"]
+        {
             let faults = body(json.as_bytes(), sample).expect_err(json);
             assert_eq!((faults.len(), faults[0].wrong.code), (1, "malformed-json"), "{json}");
             assert!(faults[0].wrong.en.contains("line"), "{json}");
@@ -856,7 +860,10 @@ mod tests {
 
     #[test]
     fn what_a_caller_sends_never_makes_much_more_of_itself() {
-        let many = format!("{{{}}}", (0..MEMBERS_MAX + 1).map(|n| format!("\"{n}\":0")).collect::<Vec<_>>().join(","));
+        let many = format!(
+            "{{{}}}",
+            (0..MEMBERS_MAX + 1).map(|n| format!("\"{n}\":0")).collect::<Vec<_>>().join(",")
+        );
         assert_eq!(faults(&many), [(String::new(), "too-many-members")]);
         let unknown = many.replacen(",\"64\":0", "", 1);
         assert_eq!(faults(&unknown).len(), limits::FAULTS_MAX);

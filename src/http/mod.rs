@@ -390,7 +390,8 @@ fn configure(service: &mut web::ServiceConfig, app: &Rc<App>, listener: Listener
         mounted.push(path);
         let mut resource = web::resource(path);
         let mut allow = String::from("OPTIONS");
-        for (index, route) in ROUTES.iter().enumerate().filter(|(_, route)| here(route) && route.path == path) {
+        for (index, route) in ROUTES.iter().enumerate().filter(|(_, route)| here(route) && route.path == path)
+        {
             resource = resource.route((route.mount)(app, index));
             allow.push_str(if route.method == "GET" { ", GET, HEAD" } else { ", POST" });
         }

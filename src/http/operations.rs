@@ -12,12 +12,27 @@ use super::problem::Problem;
 use super::{App, Reply};
 
 /// Whether the process may be used, and how its journal is kept.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Standing {
-    /// What is the matter, where something but the ledger makes the process unready.
-    pub unready: ArcSwapOption<String>,
-    /// What operators should know all the same, such as that there is a single copy of the journal.
-    pub notes: Vec<&'static str>,
+    unready: ArcSwapOption<String>,
+    single_copy: bool,
+}
+
+impl Standing {
+    /// A process that may be used. Outside development, operators are told of a single copy.
+    pub const fn new(dev: bool) -> Self {
+        Self { unready: ArcSwapOption::const_empty(), single_copy: !dev }
+    }
+
+    /// From now on it may not be used, because of `reason`; what reaches it all the same is still done.
+    pub fn set_unready(&self, reason: impl Into<String>) {
+        self.unready.store(Some(Arc::new(reason.into())));
+    }
+
+    /// It is being stopped: whoever distributes requests should send no more.
+    pub fn stop(&self) {
+        self.set_unready("the process is stopping");
+    }
 }
 
 /// Whether the process lives.
@@ -64,6 +79,9 @@ struct ShieldState {
     degraded: bool,
 }
 
+/// What a journal in a file of one machine comes to.
+const SINGLE_COPY: &str = "there is a single copy of the journal";
+
 fn readiness(app: &App) -> (StatusCode, Readiness) {
     let silent = || (!app.ledger.is_healthy()).then(|| Arc::new("the ledger does not answer".to_owned()));
     let reason = app.standing.unready.load_full().or_else(silent);
@@ -77,7 +95,7 @@ fn readiness(app: &App) -> (StatusCode, Readiness) {
         journal: Place { position: app.ledger.position() },
         book: Place { position: app.book.position() },
         shield: ShieldState { used: app.shield.name(), degraded: app.shield.is_degraded() },
-        notes: app.standing.notes.clone(),
+        notes: if app.standing.single_copy { vec![SINGLE_COPY] } else { Vec::new() },
     };
     (code, readiness)
 }

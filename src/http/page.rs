@@ -86,7 +86,8 @@ pub fn of_all<T, U>(
     as_of: u64,
 ) -> Result<Listing<U>, Problem> {
     let after = wanted.begins_after(keys, bound)?;
-    let mut rest = all.into_iter().skip_while(|item| after.as_deref().is_some_and(|after| name(item) <= after));
+    let mut rest =
+        all.into_iter().skip_while(|item| after.as_deref().is_some_and(|after| name(item) <= after));
     let mut items: Vec<T> = rest.by_ref().take(wanted.limit).collect();
     let last = rest.next().and_then(|_| items.last()).map(|last| cursor(keys, bound, name(last)));
     Ok(Listing { items: items.drain(..).map(show).collect(), next_cursor: last, as_of })

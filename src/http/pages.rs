@@ -8,10 +8,10 @@ use actix_web::http::StatusCode;
 use actix_web::web::Bytes;
 use serde_json::Value;
 
+use super::Reply;
 use super::extract::{Call, Everyone};
 use super::openapi::DOCUMENT;
 use super::problem::{Code, Language, Problem, Row, TABLE};
-use super::Reply;
 
 /// Nothing may be loaded or run but the page's own style.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -99,7 +99,10 @@ fn problem_page(row: &Row) -> String {
     let again = if row.retryable {
         ("May be sent again unchanged, after the time in Retry-After.", "可在Retry-After所示时间后原样重发。")
     } else {
-        ("Sent again unchanged it will be refused again, unless its cause is gone.", "除非原因已消除，原样重发仍会被拒绝。")
+        (
+            "Sent again unchanged it will be refused again, unless its cause is gone.",
+            "除非原因已消除，原样重发仍会被拒绝。",
+        )
     };
     let section = |language: Language, meaning: &str, remedy: &str, repeat: &str, again: &str| {
         format!(
@@ -233,7 +236,13 @@ impl<'d> Described<'d> {
             for parameter in parameters {
                 let required = parameter["required"].as_bool().unwrap_or_default();
                 let place = format!("{}, {}", text(&parameter["in"]), kind(&parameter["schema"]));
-                html.push_str(&line(text(&parameter["name"]), required, &place, text(&parameter["description"]), &Value::Null));
+                html.push_str(&line(
+                    text(&parameter["name"]),
+                    required,
+                    &place,
+                    text(&parameter["description"]),
+                    &Value::Null,
+                ));
             }
             html.push_str("</tbody></table>");
         }
@@ -242,9 +251,16 @@ impl<'d> Described<'d> {
         }
         html.push_str("<h3>Answers</h3><table><tbody>");
         for (status, response) in members(&self.operation["responses"]) {
-            let kinds: Vec<_> = members(&response["content"]).map(|(_, content)| kind(&content["schema"])).collect();
+            let kinds: Vec<_> =
+                members(&response["content"]).map(|(_, content)| kind(&content["schema"])).collect();
             let name = if status == "default" { "else" } else { status };
-            html.push_str(&line(name, false, &kinds.join(", "), text(&response["description"]), &Value::Null));
+            html.push_str(&line(
+                name,
+                false,
+                &kinds.join(", "),
+                text(&response["description"]),
+                &Value::Null,
+            ));
         }
         html.push_str("</tbody></table></details>");
         html
@@ -256,10 +272,20 @@ fn properties(schema: &Value) -> String {
     let required: Vec<&str> = items(&schema["required"]).iter().map(text).collect();
     let rows: String = members(&schema["properties"])
         .map(|(name, property)| {
-            line(name, required.contains(&name), &kind(property), text(&property["description"]), &property["example"])
+            line(
+                name,
+                required.contains(&name),
+                &kind(property),
+                text(&property["description"]),
+                &property["example"],
+            )
         })
         .collect();
-    if rows.is_empty() { format!("<p>{}</p>", kind(schema)) } else { format!("<table><tbody>{rows}</tbody></table>") }
+    if rows.is_empty() {
+        format!("<p>{}</p>", kind(schema))
+    } else {
+        format!("<table><tbody>{rows}</tbody></table>")
+    }
 }
 
 /// A row: name, kind (HTML), description, example.

@@ -194,8 +194,8 @@ mod tests {
     use crate::http::extract::Readable;
     use crate::http::json;
     use crate::identity::Uscc;
-    use crate::money::Fen;
     use crate::ledger::KeyRing;
+    use crate::money::Fen;
     use crate::programme::{ProgrammeHistory, ProgrammeSet, shipped};
     use crate::secrets::{HashKeyId, HashKeySource, KeyUse};
     use crate::time::Day;
@@ -207,7 +207,13 @@ mod tests {
         let mut history = ProgrammeHistory::default();
         history.activate(Arc::clone(&programmes)).unwrap();
         let keys = KeyRing::new(Key::new([7; 16]));
-        Published { programmes, history: Arc::new(history), activated_at: 2, keys, hash_keys: Default::default() }
+        Published {
+            programmes,
+            history: Arc::new(history),
+            activated_at: 2,
+            keys,
+            hash_keys: Default::default(),
+        }
     }
 
     /// Live hash keys: one that writes and one that only checks, with secrets made of these bytes.
@@ -308,7 +314,11 @@ mod tests {
         }
         let without = |pointer, empty| {
             let bare = with(&sale(), pointer, None);
-            assert_eq!(fingerprint(&bare), fingerprint(&with(&bare, pointer, Some(Value::Null))), "{pointer}");
+            assert_eq!(
+                fingerprint(&bare),
+                fingerprint(&with(&bare, pointer, Some(Value::Null))),
+                "{pointer}"
+            );
             assert_eq!(fingerprint(&bare), fingerprint(&with(&bare, pointer, Some(empty))), "{pointer}");
         };
         without("/device/imei", json!([]));
@@ -317,7 +327,8 @@ mod tests {
             without(pointer, Value::Null);
         }
         let members = sale().as_object().unwrap().clone();
-        let backwards: Vec<_> = members.iter().rev().map(|(name, value)| format!(" {name:?}:\t{value}\n")).collect();
+        let backwards: Vec<_> =
+            members.iter().rev().map(|(name, value)| format!(" {name:?}:\t{value}\n")).collect();
         assert_eq!(fingerprint(&sale()), fingerprint_of(&format!("{{{}}}", backwards.join(","))));
     }
 
@@ -507,7 +518,16 @@ mod tests {
         let required: Vec<_> = faults(&json!({})).into_iter().map(|(pointer, _)| pointer).collect();
         assert_eq!(
             required,
-            ["/mode", "/order_no", "/category", "/price", "/region_code", "/sold_at", "/consumer", "/sale_channel"]
+            [
+                "/mode",
+                "/order_no",
+                "/category",
+                "/price",
+                "/region_code",
+                "/sold_at",
+                "/consumer",
+                "/sale_channel"
+            ]
         );
     }
 

@@ -661,7 +661,11 @@ impl From<Refusal> for Problem {
                 None => problem,
             },
             Refusal::ClaimStateConflict { status } => problem.with_detail(Text {
-                en: format!("The claim is {}; that, or what it was made with, does not allow this.", status.name()).into(),
+                en: format!(
+                    "The claim is {}; that, or what it was made with, does not allow this.",
+                    status.name()
+                )
+                .into(),
                 zh: format!("申领状态为{}，该状态或原有内容不允许此操作。", status.name()).into(),
             }),
             Refusal::ConsumerLimitReached { programme, limit } => problem.with_limit(&programme, limit),
@@ -859,7 +863,8 @@ mod tests {
 
     #[test]
     fn a_problem_tells_callers_what_to_do_and_operators_why() {
-        let problem = Problem::fault("/price", Wrong::new("required", "Needed.", "必填。")).caused_by("secret");
+        let problem =
+            Problem::fault("/price", Wrong::new("required", "Needed.", "必填。")).caused_by("secret");
         let json = serde_json::to_string(&problem.body(Language::Chinese, "ab")).unwrap();
         assert_eq!(
             json,

@@ -42,7 +42,15 @@ fn in_force(app: &App, wanted: &ListWanted) -> Result<Listing<Arc<Programme>>, P
     programmes.sort_by(|one, other| one.id.cmp(&other.id));
     let bound = format!("programmes {:?}", wanted.at);
     let as_of = published.activated_at;
-    page::of_all(programmes, |programme| programme.id.as_str(), |programme| programme, &wanted.page, &app.hash_keys, &bound, as_of)
+    page::of_all(
+        programmes,
+        |programme| programme.id.as_str(),
+        |programme| programme,
+        &wanted.page,
+        &app.hash_keys,
+        &bound,
+        as_of,
+    )
 }
 
 /// The programme of this id, if it is in force at an instant.

@@ -11,8 +11,8 @@ use super::sale::SaleBody;
 use super::wire::{Determination, Text};
 use super::{App, Reply};
 use crate::claim::Submitter;
-use crate::ledger::command::{Command, Outcome, Quoted};
 use crate::ledger::Refusal;
+use crate::ledger::command::{Command, Outcome, Quoted};
 use crate::money::Fen;
 
 /// What a claim would get.

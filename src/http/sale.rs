@@ -9,9 +9,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::extract::Readable;
 use super::json::{self, Node, Reader, Wrong};
 use crate::claim::{Device, Mode, SaleChannel, TradeIn};
-use crate::identity::{
-    Gtin, IdType, Imei, OrderLine, PersonId, Reference, RegionCode, SerialNumber,
-};
+use crate::identity::{Gtin, IdType, Imei, OrderLine, PersonId, Reference, RegionCode, SerialNumber};
 use crate::limits;
 use crate::money::Fen;
 use crate::programme::{Category, ProgrammeId};
@@ -385,10 +383,13 @@ impl ClaimBody {
         let device = sale.device.as_ref();
         let trade_in = sale.trade_in.as_ref();
         let mut content = Content::default();
-        content.put(1, match self.mode {
-            Mode::Hold => b"h",
-            Mode::Redeem => b"r",
-        });
+        content.put(
+            1,
+            match self.mode {
+                Mode::Hold => b"h",
+                Mode::Redeem => b"r",
+            },
+        );
         content.put(2, self.order_no.as_str());
         content.put(3, sale.order_line.unwrap_or_default().get().to_be_bytes());
         content.put(4, sale.category.as_str());
@@ -396,10 +397,13 @@ impl ClaimBody {
         content.put_fen(6, sale.expected_subsidy);
         content.put(7, sale.region_code.as_str());
         content.put(8, sale.sold_at.ms().to_be_bytes());
-        content.put_each(9, sale.late_reason.map(|reason| match reason {
-            LateReason::Offline => b"f",
-            LateReason::Outage => b"u",
-        }));
+        content.put_each(
+            9,
+            sale.late_reason.map(|reason| match reason {
+                LateReason::Offline => b"f",
+                LateReason::Outage => b"u",
+            }),
+        );
         content.put_each(10, device.map(|device| device.sn.as_str()));
         content.put_each(11, device.map(|device| device.barcode.as_str()));
         content.put_each(12, device.map(|device| sorted(&device.imei)).iter().flatten().map(Imei::as_str));
@@ -407,10 +411,13 @@ impl ClaimBody {
             content.put(13, sale.hold_minutes.unwrap_or(limits::HOLD_MINUTES_DEFAULT).to_be_bytes());
         }
         content.put_each(14, sale.accept_programme.as_ref().map(ProgrammeId::as_str));
-        content.put(15, match self.sale_channel {
-            SaleChannel::Online => b"n",
-            SaleChannel::Offline => b"f",
-        });
+        content.put(
+            15,
+            match self.sale_channel {
+                SaleChannel::Online => b"n",
+                SaleChannel::Offline => b"f",
+            },
+        );
         content.put_each(16, sale.store_code.as_ref().map(Reference::as_str));
         content.put_each(17, sale.terminal_no.as_ref().map(Reference::as_str));
         content.put_each(18, sale.invoice_no.as_ref().map(Reference::as_str));

@@ -209,7 +209,13 @@ impl<'a> Determination<'a> {
     fn recorded(judged: &'a [Judged], history: &'a ProgrammeHistory) -> Option<Self> {
         let version = |judged: &'a Judged| {
             let programme = history.get(judged.programme.as_str(), judged.version)?;
-            Some(Considered::new(programme, judged.price_base, judged.computed, judged.amount, judged.verdict))
+            Some(Considered::new(
+                programme,
+                judged.price_base,
+                judged.computed,
+                judged.amount,
+                judged.verdict,
+            ))
         };
         let first = judged.first()?;
         let leading = history.get(first.programme.as_str(), first.version)?;
@@ -285,4 +291,108 @@ pub enum CancellationOutcome {
     NothingToCancel,
     /// The key stood for nothing; a late original will be refused.
     KeySpent,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::ledger::Stored;
+    use crate::ledger::entry::Entry;
+    use crate::programme::{ProgrammeSet, shipped};
+
+    const MADE: &str = r#"{"v":1,"position":4711,"alg":"sha-256","prev":"0000000000000000000000000000000000000000000000000000000000000000","at_ms":1795399501234,"event":{"claim_made":{"claim_id":"019a2b3c-4d5e-7f60-8182-838485868788","retailer":"91110000600037341L","sale":{"order_no":"SO20261123-000817","order_line":1,"category":"smart_glasses","price_fen":400000,"region_code":"330106","sold_at_ms":1795399500000,"consumer":{"id_type":"resident_id","key":"hmac-sha256/k1","digest":"00000000000000000000000000000000000000000000000000000000000000aa"},"device":{"sn":"RG2-8812-00417","barcode":"06901234567892","imei":["490154203237518"]},"sale_channel":"offline","store_code":"HZ-0012"},"status":"redeemed","subsidy_fen":60000,"considered":[{"programme":"zj-ai-25","version":1,"base_fen":400000,"computed_fen":60000,"amount_fen":60000,"verdict":"chosen"},{"programme":"national-digital-2026","version":1,"base_fen":400000,"computed_fen":60000,"amount_fen":50000,"verdict":"lower"}],"return_restores":true,"keys":{"request":"00000000000000000000000000000001","order_line":"00000000000000000000000000000002","person":"00000000000000000000000000000003","device":["00000000000000000000000000000004"]},"fingerprint":"00000000000000000000000000000005","fund":{"id":"zj-ai-25.330100","redeemed_fen":60000}}}}"#;
+
+    const MOVED: &str = r#"{"v":1,"position":4720,"alg":"sha-256","prev":"0000000000000000000000000000000000000000000000000000000000000000","at_ms":1795399560000,"event":{"claim_moved":{"claim_id":"019a2b3c-4d5e-7f60-8182-838485868788","made":4711,"prior":4711,"from":"held","to":"redeemed","device":{"sn":"RG2-8812-00418","barcode":"06901234567892"},"fund":{"id":"zj-ai-25.330100","held_fen":-60000,"redeemed_fen":60000}}}}"#;
+
+    fn stored(text: &str) -> Arc<Stored> {
+        let position = serde_json::from_str::<serde_json::Value>(text).unwrap()["position"].as_u64().unwrap();
+        Arc::new(Stored {
+            entry: Entry::decode(position, text.as_bytes()).unwrap(),
+            hash: Hash::of(text.as_bytes()),
+        })
+    }
+
+    fn history() -> ProgrammeHistory {
+        let mut history = ProgrammeHistory::default();
+        history.activate(Arc::new(ProgrammeSet::parse(&shipped()).unwrap())).unwrap();
+        history
+    }
+
+    fn shown(entries: &[&str]) -> String {
+        let entries: Vec<_> = entries.iter().copied().map(stored).collect();
+        let view = ClaimView::new(&entries).unwrap();
+        serde_json::to_string(&Claim::new(&view, &history()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_claim_is_shown_byte_for_byte_as_promised() {
+        let expected = concat!(
+            r#"{"claim_id":"019a2b3c-4d5e-7f60-8182-838485868788","status":"redeemed","#,
+            r#""retailer":"91110000600037341L","submitted_by":"91110000600037341L","#,
+            r#""order_no":"SO20261123-000817","order_line":1,"category":"smart_glasses","#,
+            r#""price":"4000.00","subsidy":"600.00","payable":"3400.00","programme":"zj-ai-25","#,
+            r#""fund_id":"zj-ai-25.330100","region_code":"330106","held_until":null,"#,
+            r#""sold_at":"2026-11-23T10:05:00+08:00","created_at":"2026-11-23T10:05:01.234+08:00","#,
+            r#""updated_at":"2026-11-23T10:05:01.234+08:00","#,
+            r#""device":{"sn":"RG2-8812-00417","barcode":"06901234567892","imei":["490154203237518"]},"#,
+            r#""consumer":{"id_type":"resident_id"},"determination":{"considered":["#,
+            r#"{"programme":"zj-ai-25","clause":"measure 25","price_base":"4000.00","rate":"0.15","#,
+            r#""computed":"600.00","cap":"2000.00","amount":"600.00","chosen":true},"#,
+            r#"{"programme":"national-digital-2026","clause":"CLAUSE","price_base":"4000.00","rate":"0.15","#,
+            r#""computed":"600.00","cap":"500.00","amount":"500.00","chosen":false,"reason":"lower"}],"#,
+            r#""rounding":"down_to_fen","overlap":"highest_only"},"#,
+            r#""journal":{"position":4711,"hash":"HASH"}}"#,
+        );
+        let history = history();
+        let national = history.get("national-digital-2026", 1).unwrap();
+        let expected = expected
+            .replace("CLAUSE", &national.source.reference.clause)
+            .replace("HASH", &Hash::of(MADE.as_bytes()).to_string());
+        assert_eq!(shown(&[MADE]), expected);
+    }
+
+    #[test]
+    fn a_hold_shows_its_end_while_time_may_end_it_and_no_device_until_it_has_one() {
+        let held = MADE
+            .replace(r#""status":"redeemed""#, r#""status":"held","held_until_ms":1795401301234"#)
+            .replace(
+                r#""device":{"sn":"RG2-8812-00417","barcode":"06901234567892","imei":["490154203237518"]},"#,
+                "",
+            )
+            .replace(r#""status":"held""#, r#""platform":"mall","status":"held""#)
+            .replace(
+                r#""fund":{"id":"zj-ai-25.330100","redeemed_fen""#,
+                r#""fund":{"id":"zj-ai-25.330100","held_fen""#,
+            );
+        let on_hold = shown(&[&held]);
+        assert!(on_hold.contains(r#""held_until":"2026-11-23T10:35:01.234+08:00""#), "{on_hold}");
+        assert!(on_hold.contains(r#""device":null"#) && on_hold.contains(r#""submitted_by":"mall""#));
+        let redeemed = shown(&[&held, MOVED]);
+        assert!(redeemed.contains(r#""status":"redeemed""#) && redeemed.contains(r#""held_until":null"#));
+        assert!(
+            redeemed.contains(r#""device":{"sn":"RG2-8812-00418","barcode":"06901234567892","imei":[]}"#)
+        );
+        assert!(
+            redeemed.contains(r#""updated_at":"2026-11-23T10:06:00+08:00""#)
+                && redeemed.contains(r#""position":4720"#)
+        );
+        let expired = shown(&[&held, &MOVED.replace(r#""to":"redeemed""#, r#""to":"expired""#)]);
+        assert!(expired.contains(r#""held_until":"2026-11-23T10:35:01.234+08:00""#), "{expired}");
+    }
+
+    #[test]
+    fn a_claim_of_an_unknown_programme_version_is_not_shown() {
+        let unknown =
+            MADE.replace(r#""programme":"zj-ai-25","version":1"#, r#""programme":"zj-ai-25","version":9"#);
+        let view = ClaimView::new(&[stored(&unknown)]).unwrap();
+        assert!(Claim::new(&view, &history()).is_none());
+    }
+
+    #[test]
+    fn nothing_of_the_consumer_is_shown_but_the_kind_of_document() {
+        let claim = shown(&[MADE]);
+        assert!(!claim.contains("0000aa") && !claim.contains("hmac"), "{claim}");
+    }
 }

@@ -31,7 +31,8 @@ const APPEND: &str = "
     SELECT * FROM unnest($3::bigint[], $4::bytea[], $5::text[])
     WHERE EXISTS (SELECT FROM journal WHERE position = $1 AND hash = $2)
        OR ($1 = 0 AND NOT EXISTS (SELECT FROM journal))";
-const AFTER: &str = "SELECT position, hash, entry FROM journal WHERE position > $1 ORDER BY position LIMIT $2";
+const AFTER: &str =
+    "SELECT position, hash, entry FROM journal WHERE position > $1 ORDER BY position LIMIT $2";
 const AT: &str = "
     SELECT position, hash, entry FROM journal
     JOIN unnest($1::bigint[]) WITH ORDINALITY AS asked (position, number) USING (position) ORDER BY number";
@@ -72,7 +73,9 @@ impl Place {
             // A lock that is not got in time is done without; a statement that hangs is given up.
             let millis = limits::POSTGRES_TIMEOUT.as_millis();
             let turn = limits::TURN_WAIT.as_millis();
-            client.batch_execute(&format!("SET statement_timeout = {millis}; SET lock_timeout = {turn}")).await?;
+            client
+                .batch_execute(&format!("SET statement_timeout = {millis}; SET lock_timeout = {turn}"))
+                .await?;
             Ok(Session {
                 append: client.prepare(APPEND).await?,
                 after: client.prepare(AFTER).await?,
@@ -232,8 +235,10 @@ impl PostgresJournal {
                         )
                         .await?;
                 }
-                let version =
-                    transaction.query_one("SELECT max(version) FROM subsidy_pos_schema", &[]).await?.try_get(0)?;
+                let version = transaction
+                    .query_one("SELECT max(version) FROM subsidy_pos_schema", &[])
+                    .await?
+                    .try_get(0)?;
                 transaction.commit().await?;
                 Ok(version)
             })

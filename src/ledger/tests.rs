@@ -8,12 +8,12 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, future};
 use proptest::prelude::*;
 
+use super::KeyRing;
 use super::apply::{self, Decision};
 use super::command::*;
 use super::entry::{Algorithm, Entry, Event, Hash, Key, ProgrammeFile, VERSION};
 use super::state::{State, Undo};
 use super::writer::{Ledger, Observer, Writer};
-use super::KeyRing;
 use crate::claim::*;
 use crate::clock::Clock;
 use crate::identity::*;
@@ -149,14 +149,19 @@ fn fund(budget: i64) -> Command {
 fn draft(request: u64, person: u64, device: u64, mode: Mode, sold_at: Timestamp) -> Draft {
     let ring = KeyRing::new(JOURNAL_ID);
     let sn = SerialNumber::parse(&format!("SN{device}")).unwrap();
-    let device = Device { sn, barcode: Gtin::parse(&generate::gtin13_from(9)).unwrap(), imei: Default::default() };
+    let device =
+        Device { sn, barcode: Gtin::parse(&generate::gtin13_from(9)).unwrap(), imei: Default::default() };
     let mut digest = [0; 32];
     digest[..8].copy_from_slice(&person.to_be_bytes());
     let digest = PersonDigest::new(digest);
     let keys = DraftKeys {
         request: ring.request(&retailer(), None, &request.to_string()),
         fingerprints: [("hmac-sha256/k1".into(), ring.trade_in(&device.sn))].into_iter().collect(),
-        order_line: ring.order_line(&retailer(), &Reference::parse(&format!("O{request}")).unwrap(), OrderLine::default()),
+        order_line: ring.order_line(
+            &retailer(),
+            &Reference::parse(&format!("O{request}")).unwrap(),
+            OrderLine::default(),
+        ),
         persons: [ring.person(&digest, "smart_glasses", sold_at.year())].into_iter().collect(),
         device: ring.device(&device),
         trade_in: None,
@@ -274,7 +279,12 @@ fn two_writers_on_one_journal_never_claim_a_device_twice_and_their_folds_agree()
             std::thread::spawn(move || ask(&ledger, make(number, number, number / 4, Mode::Redeem)))
         })
         .collect();
-    let made = claims.into_iter().filter(|_| true).map(|thread| thread.join().unwrap()).filter(Result::is_ok).count();
+    let made = claims
+        .into_iter()
+        .filter(|_| true)
+        .map(|thread| thread.join().unwrap())
+        .filter(Result::is_ok)
+        .count();
     assert_eq!(made, 10, "each of ten devices once");
     assert_eq!(digest(&one), digest(&two));
     first.stop();
@@ -370,12 +380,9 @@ fn run(
                 Command::Make(Box::new(draft(a * 8 + b, *a, *b, mode, *now)))
             }
             (2, Some(claim_id)) => Command::Release { by: by.clone(), claim_id },
-            (3, Some(claim_id)) => Command::Redeem(Box::new(Redeem {
-                by: by.clone(),
-                claim_id,
-                device: None,
-                invoice_no: None,
-            })),
+            (3, Some(claim_id)) => {
+                Command::Redeem(Box::new(Redeem { by: by.clone(), claim_id, device: None, invoice_no: None }))
+            }
             (4, Some(claim_id)) => {
                 Command::Return { by: by.clone(), claim_id, reason: ReturnReason::Other, returned_at: *now }
             }
@@ -385,7 +392,13 @@ fn run(
     }
 }
 
-fn step(state: &mut State, command: &Command, now: Timestamp, undo: &mut Undo, entries: &mut Vec<(Entry, Hash)>) {
+fn step(
+    state: &mut State,
+    command: &Command,
+    now: Timestamp,
+    undo: &mut Undo,
+    entries: &mut Vec<(Entry, Hash)>,
+) {
     loop {
         match apply::decide(state, command, now) {
             Decision::Enter(event) => return enter(state, event, now, undo, entries),
@@ -400,8 +413,14 @@ fn step(state: &mut State, command: &Command, now: Timestamp, undo: &mut Undo, e
 
 fn enter(state: &mut State, event: Event, now: Timestamp, undo: &mut Undo, entries: &mut Vec<(Entry, Hash)>) {
     let head = state.head();
-    let entry =
-        Entry { v: VERSION, position: head.position + 1, alg: Algorithm::Sha256, prev: head.hash, at: now, event };
+    let entry = Entry {
+        v: VERSION,
+        position: head.position + 1,
+        alg: Algorithm::Sha256,
+        prev: head.hash,
+        at: now,
+        event,
+    };
     let mut bytes = Vec::new();
     entry.encode(&mut bytes).unwrap();
     let hash = Hash::of(&bytes);

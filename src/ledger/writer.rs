@@ -577,7 +577,9 @@ impl Desk {
             let activated = |stored: &Arc<Stored>| {
                 matches!(
                     stored.entry.event,
-                    Event::ProgrammesActivated { .. } | Event::JournalOpened { .. } | Event::HashKeyIntroduced { .. }
+                    Event::ProgrammesActivated { .. }
+                        | Event::JournalOpened { .. }
+                        | Event::HashKeyIntroduced { .. }
                 )
             };
             if self.fresh.iter().any(activated) {

@@ -1,0 +1,194 @@
+//! The ledger alone, decide and durable append, beside a bare append of the same bytes; and how fast and
+//! how small it opens again.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+use subsidy_pos::journal::Row;
+use subsidy_pos::journal::sqlite::SqliteReader;
+use subsidy_pos::limits;
+
+use crate::machine;
+use crate::process::Workplace;
+use crate::progress::Progress;
+use crate::report::{Figures, Table, thousands};
+use crate::stock::{self, Stock};
+
+/// Sizes of the batches that are appended.
+const BATCHES: [usize; 2] = [64, 256];
+const ROUNDS: usize = 3;
+/// Claims in one measurement.
+const CLAIMS: usize = 100_000;
+
+/// What the ledger alone came to.
+#[derive(Debug, Serialize)]
+pub struct LedgerAlone {
+    /// Claims in one append.
+    pub batch: usize,
+    /// Claims a second, decided and durable.
+    pub ledger: Figures,
+    /// Rows a second, the same bytes, appended by nothing but SQLite.
+    pub bare: Figures,
+    /// Median of the rounds' ratios.
+    pub ratio: f64,
+}
+
+/// Measures the ledger and the bare append in turn.
+pub fn alone(workplace: &Workplace) -> Result<Vec<LedgerAlone>> {
+    let data = workplace.directory("ledger")?;
+    let mut stock = Stock::open(&data)?;
+    let mut bare = Bare::open(&workplace.directory("bare")?.join("bare.db"))?;
+    let reader = SqliteReader::new(&data)?;
+    let progress = Progress::new("the ledger alone", (ROUNDS * BATCHES.len()) as u64);
+    let mut rates = [const { (Vec::new(), Vec::new()) }; BATCHES.len()];
+    // A round before the first is not counted: it grows the files and warms the caches.
+    for round in 0..=ROUNDS {
+        for (batch, (ledger_rates, bare_rates)) in BATCHES.into_iter().zip(&mut rates) {
+            let drafts = stock.drafts(CLAIMS)?;
+            let before = stock.position();
+            let ledger_time = stock.make(drafts, batch)?;
+            let rows = rows_after(&reader, before)?;
+            ensure!(rows.len() == CLAIMS, "the journal has {} new entries, not {CLAIMS}", rows.len());
+            let bare_time = bare.append(&rows, batch)?;
+            if round > 0 {
+                ledger_rates.push(per_second(CLAIMS, ledger_time));
+                bare_rates.push(per_second(CLAIMS, bare_time));
+                progress.add(1);
+            }
+        }
+    }
+    stock.close();
+    progress.done();
+    let mut table = Table::new(&["batch", "ledger, claims/s", "bare SQLite, rows/s", "ratio"]);
+    let mut results = Vec::new();
+    for (batch, (ledger, bare)) in BATCHES.into_iter().zip(rates) {
+        let ratio = Figures::of(ledger.iter().zip(&bare).map(|(ledger, bare)| ledger / bare)).median;
+        let (ledger, bare) = (Figures::of(ledger), Figures::of(bare));
+        table.row([batch.to_string(), ledger.text(), bare.text(), format!("{ratio:.2}")]);
+        results.push(LedgerAlone { batch, ledger, bare, ratio });
+    }
+    println!("\n{table}");
+    Ok(results)
+}
+
+fn per_second(count: usize, time: Duration) -> f64 {
+    count as f64 / time.as_secs_f64()
+}
+
+fn rows_after(reader: &SqliteReader, mut after: u64) -> Result<Vec<Row>> {
+    let mut rows = Vec::with_capacity(CLAIMS);
+    loop {
+        let some = reader.read_after(after, limits::JOURNAL_READ_ENTRIES_MAX)?;
+        let Some(last) = some.last() else { return Ok(rows) };
+        after = last.position;
+        rows.extend(some);
+    }
+}
+
+/// A table like the journal's, written by nothing but SQLite, with the journal's settings.
+struct Bare(Connection);
+
+impl Bare {
+    fn open(path: &Path) -> Result<Self> {
+        let connection = Connection::open(path)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", limits::JOURNAL_CHECKPOINT_PAGES)?;
+        connection.pragma_update(None, "journal_size_limit", limits::JOURNAL_WAL_BYTES_KEPT)?;
+        connection.execute_batch(
+            "CREATE TABLE journal (position INTEGER PRIMARY KEY, hash BLOB NOT NULL, entry TEXT NOT NULL) STRICT",
+        )?;
+        Ok(Self(connection))
+    }
+
+    fn append(&mut self, rows: &[Row], batch: usize) -> Result<Duration> {
+        let began = Instant::now();
+        for batch in rows.chunks(batch) {
+            let transaction = self.0.transaction()?;
+            {
+                let mut insert = transaction
+                    .prepare_cached("INSERT INTO journal (position, hash, entry) VALUES (?1, ?2, ?3)")?;
+                for row in batch {
+                    let entry = std::str::from_utf8(&row.entry)?;
+                    insert.execute((i64::try_from(row.position)?, row.hash.bytes(), entry))?;
+                }
+            }
+            transaction.commit()?;
+        }
+        Ok(began.elapsed())
+    }
+}
+
+/// What opening a journal came to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Folded {
+    /// Entries read, checked and folded.
+    pub entries: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// Memory the state takes.
+    pub bytes: u64,
+}
+
+impl Folded {
+    /// Entries a second.
+    pub fn rate(&self) -> f64 {
+        self.entries as f64 / self.seconds
+    }
+}
+
+/// Opens the journal in `data` and says what that took; to be run in a process of its own.
+pub fn fold_here(data: &Path) -> Result<()> {
+    let process = std::process::id();
+    let before = machine::resident_bytes(process)?;
+    let began = Instant::now();
+    let (ledger, writer) = stock::open_ledger(data)?;
+    let seconds = began.elapsed().as_secs_f64();
+    let bytes = machine::resident_bytes(process)?.saturating_sub(before);
+    let folded = Folded { entries: ledger.position(), seconds, bytes };
+    println!("{}", serde_json::to_string(&folded)?);
+    writer.stop();
+    Ok(())
+}
+
+/// The same, from outside.
+pub fn fold(data: &Path) -> Result<Folded> {
+    let output =
+        Command::new(std::env::current_exe()?).arg("fold-worker").arg("--data").arg(data).output()?;
+    ensure!(output.status.success(), "folding failed: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).context("what the folding process said")
+}
+
+/// Fills a journal and measures how it opens.
+pub fn folding(workplace: &Workplace, claims: u64) -> Result<Vec<Folded>> {
+    let data = workplace.directory("fold")?;
+    fill(&data, claims)?;
+    let mut folds = Vec::new();
+    let mut table = Table::new(&["entries", "seconds", "entries/s", "memory, bytes per claim"]);
+    for _ in 0..ROUNDS {
+        let folded = fold(&data)?;
+        table.row([
+            thousands(folded.entries),
+            format!("{:.2}", folded.seconds),
+            thousands(folded.rate() as u64),
+            (folded.bytes / claims.max(1)).to_string(),
+        ]);
+        folds.push(folded);
+    }
+    println!("\n{table}");
+    Ok(folds)
+}
+
+/// Makes claims in the journal of a data directory, without HTTP.
+pub fn fill(data: &Path, claims: u64) -> Result<()> {
+    let progress = Progress::new("filling the journal", claims);
+    let mut stock = Stock::open(data)?;
+    stock.fill(claims, &mut |made| progress.at(made))?;
+    stock.close();
+    progress.done();
+    Ok(())
+}

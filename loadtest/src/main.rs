@@ -1,0 +1,169 @@
+//! Measures subsidy-pos: against its own ceiling, against what one would otherwise write, and as it grows.
+//!
+//! Without a command everything is compared, in less than ten minutes. See README.md.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+mod body;
+mod book;
+mod ceiling;
+mod chart;
+mod client;
+mod compare;
+mod growth;
+mod ledger;
+mod load;
+mod machine;
+mod plain;
+mod process;
+mod progress;
+mod report;
+mod sale;
+mod script;
+mod stock;
+mod subject;
+
+use process::Workplace;
+use script::Shares;
+use subject::Generator;
+
+/// The service's own, so that the ceiling is not held back by another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Debug, Parser)]
+#[command(about = "Measures subsidy-pos. Without a command: the comparison, in less than ten minutes.")]
+struct Arguments {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct Settings {
+    /// Where data is kept during a run; must be on a disk
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp", global = true)]
+    dir: PathBuf,
+    /// Where results are written
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/out"), global = true)]
+    out: PathBuf,
+    /// Connections of the generator
+    #[arg(long, default_value_t = 64, global = true)]
+    connections: usize,
+    /// Threads of the generator
+    #[arg(long, default_value_t = 1, global = true)]
+    threads: usize,
+    /// Leave data and logs where they are
+    #[arg(long, global = true)]
+    keep: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Claims beside the ceiling, with the book in view
+    Quick {
+        /// How long claims are made
+        #[arg(long, default_value_t = 30)]
+        seconds: u64,
+    },
+    /// The ledger alone beside a bare SQLite append of the same bytes
+    Ledger,
+    /// How fast a journal is folded at start, and what a claim takes in memory
+    Fold {
+        /// Claims in the journal
+        #[arg(long, default_value_t = 1_000_000)]
+        claims: u64,
+    },
+    /// Start-up, memory, disk and speed with many claims stored
+    Growth {
+        /// How many, in rising order
+        #[arg(long, value_delimiter = ',', default_values_t = [1_000_000, 10_000_000])]
+        claims: Vec<u64>,
+    },
+    /// Honest, forgetful and hostile tills together, every answer checked
+    Mixed {
+        /// How long
+        #[arg(long, default_value_t = 20)]
+        seconds: u64,
+        /// Of a thousand requests: sent twice, or for a device sold already
+        #[arg(long, default_value_t = 100)]
+        duplicates: u64,
+        /// Of a thousand requests: forged, malformed or with wrong check digits
+        #[arg(long, default_value_t = 50)]
+        hostile: u64,
+    },
+    /// The server that decides nothing
+    #[command(hide = true)]
+    Ceiling(ceiling::Arguments),
+    /// The server that one would write first
+    #[command(hide = true)]
+    Plain(plain::Arguments),
+    /// Fold one journal in a process of its own
+    #[command(hide = true)]
+    FoldWorker {
+        /// The data directory
+        #[arg(long)]
+        data: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("subsidy-pos-loadtest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(Arguments { settings, command }: Arguments) -> Result<()> {
+    // Servers that this program starts of itself need no place of their own.
+    match &command {
+        Some(Command::Ceiling(arguments)) => return ceiling::run(arguments),
+        Some(Command::Plain(arguments)) => return plain::run(arguments),
+        Some(Command::FoldWorker { data }) => return ledger::fold_here(data),
+        _ => {}
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("this is a build for debugging: its figures mean nothing; use --release");
+    }
+    let mut workplace = Workplace::new(&settings.dir, settings.keep)
+        .with_context(|| format!("making a directory in {}", settings.dir.display()))?;
+    let result = measure(&workplace, &settings, command);
+    if result.is_err() {
+        workplace.keep();
+    }
+    result
+}
+
+fn measure(workplace: &Workplace, settings: &Settings, command: Option<Command>) -> Result<()> {
+    let generator = Generator { connections: settings.connections.max(1), threads: settings.threads.max(1) };
+    let out = settings.out.as_path();
+    match command {
+        None => compare::run(workplace, generator, out),
+        Some(Command::Quick { seconds }) => compare::quick(workplace, generator, out, seconds),
+        Some(Command::Ledger) => {
+            let machine = machine::Machine::describe(workplace.path())?;
+            println!("{}", machine.text());
+            let results = ledger::alone(workplace)?;
+            report::write(out, "ledger.json", &serde_json::to_string_pretty(&(machine, results))?)
+        }
+        Some(Command::Fold { claims }) => {
+            let machine = machine::Machine::describe(workplace.path())?;
+            println!("{}", machine.text());
+            let results = ledger::folding(workplace, claims)?;
+            report::write(out, "fold.json", &serde_json::to_string_pretty(&(machine, results))?)
+        }
+        Some(Command::Growth { claims }) => growth::run(workplace, generator, out, &claims),
+        Some(Command::Mixed { seconds, duplicates, hostile }) => {
+            compare::mixed(workplace, generator, seconds, Shares { duplicates, hostile })
+        }
+        Some(Command::Ceiling(_) | Command::Plain(_) | Command::FoldWorker { .. }) => Ok(()),
+    }
+}

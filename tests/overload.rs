@@ -1,0 +1,75 @@
+//! Full means 503 at once.
+
+use std::time::{Duration, Instant};
+
+use crate::support::trace::Tracer;
+use crate::support::{Service, Value, at_once, fresh_key, json};
+
+#[test]
+fn what_does_not_fit_the_queue_is_refused_at_once_and_the_rest_is_done() {
+    let service = Service::start();
+    let till = service.retailer();
+    let batches: Vec<(Vec<String>, Value)> = (0..30)
+        .map(|_| {
+            let keys: Vec<_> = (0..500).map(|_| fresh_key()).collect();
+            let items: Vec<_> = keys.iter().map(|key| json!({"idempotency_key": key, "claim": service.sale().body})).collect();
+            (keys, json!({"items": items}))
+        })
+        .collect();
+    // Every sync takes four seconds, so that what is sent meanwhile piles up.
+    let inject = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=4000000"];
+    let tracer = Tracer::attach(&service, &inject);
+    let answers = at_once(30, |index| {
+        let began = Instant::now();
+        let answer = till.post("/v1/claims/batch", &batches[index].1);
+        (began.elapsed(), answer)
+    });
+    drop(tracer);
+    let mut refused = 0;
+    for (took, answer) in &answers {
+        if answer.status == 503 {
+            answer.must_refuse("overloaded");
+            assert!(*took < Duration::from_secs(12), "{took:?}");
+            refused += 500;
+            continue;
+        }
+        for result in answer.must_be(200)["results"].as_array().unwrap() {
+            match result["status"].as_u64().unwrap() {
+                201 => {}
+                503 => refused += 1,
+                other => panic!("{other}: {result}"),
+            }
+        }
+    }
+    assert!(refused > 0, "15,000 claims do not fit");
+    // Sent again, everything is made once.
+    for (_, batch) in &batches {
+        let answer = till.post("/v1/claims/batch", batch).must_be(200);
+        assert!(answer["results"].as_array().unwrap().iter().all(|result| result["status"] == 201));
+    }
+    let metrics = service.metrics();
+    assert!(metrics.contains("overloaded"), "it is counted");
+    service.must_verify();
+    let made = service.regulator().get("/v1/totals").must_be(200)["items"][0]["redeemed"]["items"].as_i64();
+    assert_eq!(made, Some(15_000));
+}
+
+#[test]
+fn reads_and_health_go_on_while_the_writer_is_held_up() {
+    let service = Service::start();
+    let till = service.retailer();
+    let claim = till.claimed(&service.sale());
+    let inject = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=3000000"];
+    let tracer = Tracer::attach(&service, &inject);
+    std::thread::scope(|scope| {
+        let slow = scope.spawn(|| till.claim(&service.sale()).must_be(201));
+        std::thread::sleep(Duration::from_millis(300));
+        let began = Instant::now();
+        assert_eq!(service.nobody().get("/healthz").status, 200);
+        assert_eq!(till.get("/v1/programmes").status, 200);
+        assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+        slow.join().unwrap();
+    });
+    drop(tracer);
+    till.look_at(&claim);
+}

@@ -1,0 +1,159 @@
+//! The law as dated data.
+
+use std::path::{Path, PathBuf};
+
+use crate::support::service::{command, said};
+use crate::support::{Options, Service, Value, json};
+
+fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config/programmes")
+}
+
+/// A copy of the shipped programme files that a test may change.
+fn copy(to: &Path) -> PathBuf {
+    let directory = to.join("programmes");
+    std::fs::create_dir_all(&directory).unwrap();
+    for entry in std::fs::read_dir(shipped()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            std::fs::copy(&path, directory.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    directory
+}
+
+fn change(file: &Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(file).unwrap();
+    assert!(text.contains(from), "{from} in {text}");
+    std::fs::write(file, text.replacen(from, to, 1)).unwrap();
+}
+
+/// Every rule of a programme names its clause and its basis.
+fn sourced(value: &Value) -> usize {
+    match value {
+        Value::Object(members) => {
+            let own = usize::from(members.contains_key("clause") && members.contains_key("basis"));
+            if own == 1 {
+                assert!(["text", "notice", "choice"].contains(&members["basis"].as_str().unwrap()), "{value}");
+            }
+            own + members.values().map(sourced).sum::<usize>()
+        }
+        Value::Array(items) => items.iter().map(sourced).sum(),
+        _ => 0,
+    }
+}
+
+#[test]
+fn the_programmes_in_force_are_shown_each_number_with_its_source() {
+    let service = Service::start();
+    let till = service.retailer();
+    let in_force = |at: &str| {
+        let page = till.get(&format!("/v1/programmes?at={}", at.replace('+', "%2B"))).must_be(200);
+        page["items"].as_array().unwrap().iter().map(|programme| programme["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let mut now = in_force("2026-06-15T10:00:00+08:00");
+    now.sort();
+    assert_eq!(now, ["national-appliances-2026", "national-digital-2026", "zj-ai-25"]);
+    let mut then = in_force("2025-12-31T23:59:59.999+08:00");
+    then.sort();
+    assert_eq!(then, ["national-digital-2025", "zj-ai-25"]);
+    assert_eq!(in_force("2025-05-30T23:59:59.999+08:00"), ["national-digital-2025"]);
+    assert_eq!(in_force("2028-01-01T00:00:00+08:00"), Vec::<String>::new());
+    let programme = till.get("/v1/programmes/zj-ai-25").must_be(200);
+    assert!(sourced(&programme) >= 6, "rate, cap, categories, days, rounding, limit: {programme}");
+    let text = programme.to_string();
+    for number in ["0.15", "2000.00", "2025-05-31", "2027-12-31", "down_to_fen", "choice"] {
+        assert!(text.contains(number), "{number} in {text}");
+    }
+    till.get("/v1/programmes/no-such-programme").must_refuse("not-found");
+    assert_eq!(till.get("/v1/programmes?at=yesterday").status, 400);
+}
+
+#[test]
+fn a_category_and_a_programme_are_added_by_files_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let programmes = copy(directory.path());
+    let file = programmes.join("zj-ai-25.toml");
+    change(&file, "version = 1", "version = 2");
+    change(&file, "\"smart_health\"", "\"smart_health\", \"smart_toy\"");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = text.replace("zj-ai-25", "zj-toys-99").replace("version = 2", "version = 1").replace("0.15", "0.20");
+    let text = text.replace("\"smart_glasses\", ", "").replace("value = 10\n", "value = 11\n");
+    std::fs::write(programmes.join("zj-toys-99.toml"), text).unwrap();
+    let service = Service::start_with(Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap()));
+    let till = service.retailer();
+    let claim = till.claimed(&service.sale().category("smart_toy").price("1000.00"));
+    assert_eq!((&claim["programme"], &claim["subsidy"]), (&json!("zj-toys-99"), &json!("200.00")));
+    let chosen = service.sale().category("smart_toy").price("1000.00").with("/accept_programme", "zj-ai-25");
+    assert_eq!(till.claimed(&chosen)["subsidy"], "150.00");
+}
+
+#[test]
+fn a_claim_keeps_the_rules_it_was_made_under() {
+    let directory = tempfile::tempdir().unwrap();
+    let programmes = copy(directory.path());
+    let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
+    let mut service = Service::start_with(options);
+    let till = service.retailer();
+    let sale = service.sale();
+    let first = till.claim_under("first", &sale);
+    let claim = first.must_be(201);
+    let file = programmes.join("zj-ai-25.toml");
+    change(&file, "version = 1", "version = 2");
+    change(&file, "\"0.15\"", "\"0.20\"");
+    service.restart();
+    assert_eq!(till.claimed(&service.sale())["subsidy"], "800.00", "the new rate");
+    assert_eq!(till.look_at(&claim), claim, "the old claim as it was judged");
+    assert_eq!(till.claim_under("first", &sale).text(), first.text(), "and its replay, to the byte");
+    service.must_verify();
+}
+
+#[test]
+fn a_malformed_programme_file_stops_the_start_with_its_place() {
+    for (from, to) in [
+        ("\"0.15\"", "0.15"),
+        ("\"0.15\"", "\"fifteen\""),
+        ("\"2000.00\"", "\"-2000.00\""),
+        ("id = \"zj-ai-25\"", "id = \"zj ai 25\""),
+        ("version = 1", "version = 1\ncolour = \"red\""),
+        ("[rate]", "[rate"),
+        ("basis = \"text\"", "basis = \"hearsay\""),
+        ("\"2027-12-31\"", "\"2027-12-32\""),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let programmes = copy(directory.path());
+        change(&programmes.join("zj-ai-25.toml"), from, to);
+        let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
+        let Err(exit) = Service::try_start(options) else { panic!("it started with {to}") };
+        assert!(!exit.status.success());
+        let told = exit.output.lines().find(|line| line.contains("zj-ai-25.toml")).unwrap_or_else(|| panic!("{}", exit.output));
+        let place = told.split("zj-ai-25.toml").nth(1).unwrap();
+        assert!(place.chars().any(|c| c.is_ascii_digit()), "the line: {told}");
+    }
+}
+
+#[test]
+fn one_programme_id_in_two_files_stops_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let programmes = copy(directory.path());
+    std::fs::copy(programmes.join("zj-ai-25.toml"), programmes.join("again.toml")).unwrap();
+    let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
+    let Err(exit) = Service::try_start(options) else { panic!("it started") };
+    assert!(exit.output.contains("zj-ai-25") && exit.output.contains("again.toml"), "{}", exit.output);
+}
+
+#[test]
+fn the_command_line_quotes_without_a_service() {
+    let quote = |arguments: &[&str]| {
+        let output = command(&[&["quote"], arguments].concat());
+        (output.status.success(), said(&output))
+    };
+    let (ok, text) = quote(&["--category", "smart_glasses", "--price", "4000.00", "--at", "2026-06-15T10:00:00+08:00"]);
+    assert!(ok && text.contains("600.00") && text.contains("zj-ai-25") && text.contains("national-digital-2026"), "{text}");
+    let (_, text) = quote(&["--category", "phone", "--price", "6999.00", "--at", "2025-06-15T10:00:00+08:00"]);
+    assert!(text.contains("price-not-eligible"), "{text}");
+    for bad in [["--category", "phone", "--price", "4e3"], ["--category", "Phone!", "--price", "4.00"]] {
+        let (ok, text) = quote(&bad);
+        assert!(!ok && !text.contains("panicked"), "{text}");
+    }
+}
