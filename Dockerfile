@@ -3,11 +3,13 @@
 FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-# What was downloaded and compiled stays in caches of the builder, outside every image. Names stay in
-# the binary for backtraces; line tables, ten times as large, do not.
+# What was downloaded and compiled stays in caches of the builder, outside every image; the sources are
+# touched so that none counts as older than what another checkout left there. Names stay in the binary for
+# backtraces; line tables, ten times as large, do not.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    CARGO_PROFILE_RELEASE_STRIP=debuginfo \
+    find src config -type f -exec touch {} + \
+    && CARGO_PROFILE_RELEASE_STRIP=debuginfo \
     cargo build --release --locked --package subsidy-pos --bin subsidy-pos \
     && install -D target/release/subsidy-pos /out/subsidy-pos
 
