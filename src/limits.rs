@@ -123,7 +123,7 @@ pub const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
 // --- The book ---
 
 /// Entries the projector puts into one transaction of the book.
-pub const BOOK_BATCH_ENTRIES_MAX: usize = 50_000;
+pub const BOOK_BATCH_ENTRIES_MAX: usize = 16 * 1024;
 /// Entries offered to the projector and not yet taken; it reads the journal for what does not fit.
 pub const BOOK_INBOX_ENTRIES_MAX: usize = 16 * 1024;
 /// How long the projector gathers entries while nobody waits for the book.

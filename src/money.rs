@@ -85,14 +85,37 @@ impl Fen {
     }
 }
 
-/// Two decimals, as every answer writes money: `600.00`.
+/// Two decimals, as every answer writes money: `600.00`. Every answer has a dozen of these, so the digits
+/// are put into one text from the right.
 impl fmt::Display for Fen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sign = if self.0 < 0 { "-" } else { "" };
-        let fen = self.0.unsigned_abs();
-        write!(f, "{sign}{}.{:02}", fen / 100, fen % 100)
+        let mut text = [0; FEN_CHARS_MAX];
+        let mut from = text.len();
+        let mut put = |character| {
+            from = from.saturating_sub(1);
+            if let Some(slot) = text.get_mut(from) {
+                *slot = character;
+            }
+        };
+        let mut rest = self.0.unsigned_abs();
+        let mut digits = 0;
+        while digits < 3 || rest > 0 {
+            put(b'0' + (rest % 10) as u8);
+            rest /= 10;
+            digits += 1;
+            if digits == 2 {
+                put(b'.');
+            }
+        }
+        if self.0 < 0 {
+            put(b'-');
+        }
+        f.write_str(std::str::from_utf8(text.get(from..).unwrap_or_default()).map_err(|_| fmt::Error)?)
     }
 }
+
+/// Characters of the longest amount: 19 digits, a point and a sign.
+const FEN_CHARS_MAX: usize = 21;
 
 /// A share of a price, between 0 and 1 inclusive, held as an exact decimal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,5 +177,7 @@ mod tests {
         assert_eq!(subsidy(1_333_334), Fen::new(200_000));
         assert_eq!(subsidy(459_900).to_string(), "689.85");
         assert_eq!(Fen::new(-5).to_string(), "-0.05");
+        assert_eq!(Fen::ZERO.to_string(), "0.00");
+        assert_eq!(Fen::new(i64::MIN).to_string(), "-92233720368547758.08");
     }
 }

@@ -299,7 +299,6 @@ pub struct ListedCategory {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Programme {
     /// Its id.
-    #[serde(rename = "programme")]
     pub id: ProgrammeId,
     /// Its version; a change of the file needs a higher one.
     pub version: u32,
@@ -962,7 +961,7 @@ pub(crate) mod tests {
         let clause = "categories, scope and standards";
         let parameter =
             |value: &str| serde_json::json!({"value": value, "clause": clause, "basis": "notice"});
-        assert_eq!(shown["programme"], "national-digital-2026");
+        assert_eq!(shown["id"], "national-digital-2026");
         assert_eq!(shown["cap"], parameter("500.00"));
         assert_eq!(shown["rate"], parameter("0.15"));
         assert_eq!(shown["price_ceiling"]["value"], "6000.00");
@@ -975,7 +974,7 @@ pub(crate) mod tests {
         for (key, part) in shown.as_object().unwrap() {
             let sourced = |part: &serde_json::Value| part.is_null() || part["basis"].is_string();
             let ok = match key.as_str() {
-                "programme" | "version" | "title" => true,
+                "id" | "version" | "title" => true,
                 "in_force" => sourced(&part["from"]) && sourced(&part["to"]),
                 "categories" => part.as_array().unwrap().iter().all(sourced),
                 _ => sourced(part),

@@ -16,7 +16,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use serde::Deserialize;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The least severe events that are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -56,12 +59,14 @@ pub fn init(level: LogLevel, format: LogFormat) -> io::Result<()> {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(io::stderr);
-    match format {
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).try_init(),
-        LogFormat::Text => builder.with_target(false).with_ansi(false).try_init(),
-    }
-    .map_err(io::Error::other)
+    // Libraries tell their warnings only: at finer levels they repeat what callers send.
+    let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("subsidy_pos", level);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let lines = match format {
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        LogFormat::Text => lines.with_target(false).with_ansi(false).boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(targets)).try_init().map_err(io::Error::other)
 }
 
 /// Upper ends of the buckets for durations, in seconds.

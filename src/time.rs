@@ -57,17 +57,32 @@ impl Timestamp {
     }
 }
 
-/// `2026-11-23T10:15:00+08:00`, with milliseconds where there are any.
+/// `2026-11-23T10:15:00+08:00`, with milliseconds where there are any. Put together as one text: every
+/// answer has several.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = self.0.saturating_add(SHANGHAI_OFFSET_MS).rem_euclid(DAY_MS);
-        let (s, ms) = (ms / 1000, ms % 1000);
-        write!(f, "{}T{:02}:{:02}:{:02}", self.day(), s / 3600, s / 60 % 60, s % 60)?;
-        if ms != 0 {
-            write!(f, ".{ms:03}")?;
+        let in_day = self.0.saturating_add(SHANGHAI_OFFSET_MS).rem_euclid(DAY_MS);
+        let (s, ms) = (in_day / 1000, in_day % 1000);
+        fmt::Display::fmt(&self.day(), f)?;
+        let ([h1, h2], [m1, m2], [s1, s2]) =
+            (two_digits(s / 3600), two_digits(s / 60 % 60), two_digits(s % 60));
+        if ms == 0 {
+            return text(f, &[b'T', h1, h2, b':', m1, m2, b':', s1, s2, b'+', b'0', b'8', b':', b'0', b'0']);
         }
-        f.write_str("+08:00")
+        let ([t1, t2], [_, t3]) = (two_digits(ms / 10), two_digits(ms % 10));
+        let time = [b'T', h1, h2, b':', m1, m2, b':', s1, s2, b'.', t1, t2, t3];
+        text(f, &time)?;
+        text(f, b"+08:00")
     }
+}
+
+/// The last two digits of a number.
+const fn two_digits(number: i64) -> [u8; 2] {
+    [b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8]
+}
+
+fn text(f: &mut fmt::Formatter<'_>, ascii: &[u8]) -> fmt::Result {
+    f.write_str(std::str::from_utf8(ascii).map_err(|_| fmt::Error)?)
 }
 
 /// A day in Asia/Shanghai, counted from 1970-01-01.
@@ -122,7 +137,13 @@ const UNIX_JULIAN_DAY: i32 = OffsetDateTime::UNIX_EPOCH.to_offset(UtcOffset::UTC
 impl fmt::Display for Day {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let date = self.date();
-        write!(f, "{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
+        let year = i64::from(date.year());
+        if !(0..=9999).contains(&year) {
+            return write!(f, "{date}");
+        }
+        let ([y1, y2], [y3, y4]) = (two_digits(year / 100), two_digits(year % 100));
+        let ([m1, m2], [d1, d2]) = (two_digits(u8::from(date.month()).into()), two_digits(date.day().into()));
+        text(f, &[y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2])
     }
 }
 
@@ -136,6 +157,11 @@ mod tests {
         assert_eq!(utc, Timestamp::parse("2026-11-23T10:15:00+08:00").unwrap());
         assert_eq!(utc.to_string(), "2026-11-23T10:15:00+08:00");
         assert_eq!(utc.plus_ms(7).to_string(), "2026-11-23T10:15:00.007+08:00");
+        assert_eq!(utc.plus_ms(59_987).to_string(), "2026-11-23T10:15:59.987+08:00");
+        assert_eq!(
+            Timestamp::parse("1999-12-31T23:59:59.120+08:00").unwrap().to_string(),
+            "1999-12-31T23:59:59.120+08:00"
+        );
         assert_eq!(Timestamp::parse("2026-11-23T10:15:00"), None, "an offset is required");
     }
 

@@ -20,6 +20,8 @@ enum For {
     /// Retailers and platforms.
     Sellers,
     Regulators,
+    /// Whoever reaches the operations listener; on the other there is no such thing.
+    Operators,
 }
 
 /// Every route, with who may call it. A route of the service that is not here fails the walk.
@@ -44,6 +46,7 @@ const ROUTES: &[(&str, &str, For)] = &[
     ("get", "/v1/totals", For::Regulators),
     ("get", "/v1/journal", For::Regulators),
     ("get", "/v1/journal/head", For::Regulators),
+    ("get", "/metrics", For::Operators),
     ("get", "/healthz", For::Everyone),
     ("get", "/readyz", For::Everyone),
     ("get", "/openapi.json", For::Everyone),
@@ -59,7 +62,12 @@ fn every_route_is_open_to_whom_it_should_be_and_to_no_one_else() {
     let mut described = BTreeSet::new();
     for (path, operations) in document["paths"].as_object().expect("paths") {
         for method in operations.as_object().expect("operations").keys() {
-            let shape = |path: &str| path.split('/').map(|part| if part.starts_with('{') { "{}" } else { part }).collect::<Vec<_>>().join("/");
+            let shape = |path: &str| {
+                path.split('/')
+                    .map(|part| if part.starts_with('{') { "{}" } else { part })
+                    .collect::<Vec<_>>()
+                    .join("/")
+            };
             let case = ROUTES.iter().find(|(verb, route, _)| verb == method && shape(route) == shape(path));
             assert!(case.is_some(), "{method} {path} has no authorisation case");
             described.extend(case.map(|(verb, route, _)| (*verb, *route)));
@@ -94,20 +102,32 @@ fn every_route_is_open_to_whom_it_should_be_and_to_no_one_else() {
             caller.send(&method.to_uppercase(), &path, &headers, body)
         };
         let nobody = service.nobody();
+        if *open_to == For::Operators {
+            send(&nobody, None).must_refuse("not-found");
+            assert_eq!(send(&service.operator(), None).status, 200, "{method} {route}");
+            continue;
+        }
         if *open_to == For::Everyone {
             assert_eq!(send(&nobody, None).status, 200, "{method} {route}");
             continue;
         }
         let refused = send(&nobody, None);
         refused.must_refuse("unauthenticated");
-        assert!(refused.header("www-authenticate").is_some_and(|how| how.starts_with("Bearer")), "{method} {route}");
+        assert!(
+            refused.header("www-authenticate").is_some_and(|how| how.starts_with("Bearer")),
+            "{method} {route}"
+        );
         for wrong in ["Bearer", "Bearer x.y.z", "Basic dTpw", "bearer", "Bearer  "] {
             send(&nobody, Some(("authorization", wrong))).must_refuse("unauthenticated");
         }
         for (who, caller, groups) in &callers {
             let answer = send(caller, None);
             if groups.contains(open_to) {
-                assert!(![401, 403].contains(&answer.status), "{who} may {method} {route}: {}", answer.text());
+                assert!(
+                    ![401, 403].contains(&answer.status),
+                    "{who} may {method} {route}: {}",
+                    answer.text()
+                );
             } else {
                 assert_eq!(answer.code(), "forbidden", "{who} may not {method} {route}");
                 answer.must_refuse("forbidden");
@@ -132,7 +152,8 @@ fn someone_elses_claim_answers_as_one_that_does_not_exist() {
     let nonsense = json!({"claim_id": "nonsense"});
     let comparable = |answer: Answer| {
         let passing = ["x-request-id", "date", "ratelimit", "ratelimit-policy", "content-length"];
-        let headers: Vec<_> = answer.headers.iter().filter(|(name, _)| !passing.contains(&name.as_str())).cloned().collect();
+        let headers: Vec<_> =
+            answer.headers.iter().filter(|(name, _)| !passing.contains(&name.as_str())).cloned().collect();
         let id = answer.header("x-request-id").unwrap_or_default().to_owned();
         (answer.status, headers, answer.text().replace(&id, "…"))
     };
@@ -168,8 +189,14 @@ fn a_retailer_sees_what_platforms_submitted_for_it_and_a_platform_only_its_own()
     let platform = service.platform().with("x-retailer", &retailer.subject);
     let direct = retailer.claimed(&service.sale());
     let through = platform.claimed(&service.sale());
-    assert_eq!((&through["retailer"], &through["submitted_by"]), (&json!(retailer.subject), &json!(platform.subject)));
-    assert_eq!((&direct["retailer"], &direct["submitted_by"]), (&json!(retailer.subject), &json!(retailer.subject)));
+    assert_eq!(
+        (&through["retailer"], &through["submitted_by"]),
+        (&json!(retailer.subject), &json!(platform.subject))
+    );
+    assert_eq!(
+        (&direct["retailer"], &direct["submitted_by"]),
+        (&json!(retailer.subject), &json!(retailer.subject))
+    );
     assert_eq!(retailer.look_at(&through), through);
     platform.get(&format!("/v1/claims/{}", id_of(&direct))).must_refuse("claim-not-found");
     assert_eq!(platform.look_at(&through), through);
@@ -191,7 +218,11 @@ fn a_platform_names_the_retailer_it_speaks_for() {
     platform.clone().with("x-retailer", &other).post("/v1/claims", &json!({})).must_refuse("forbidden");
     platform.clone().with("x-retailer", &other).cancel("k").must_refuse("forbidden");
     platform.clone().with("x-retailer", &mine).claim(&sale).must_be(201);
-    platform.clone().with("x-retailer", &format!(" {} ", mine.to_lowercase())).claim(&service.sale()).must_be(201);
+    platform
+        .clone()
+        .with("x-retailer", &format!(" {} ", mine.to_lowercase()))
+        .claim(&service.sale())
+        .must_be(201);
     assert_eq!(platform.list("/v1/claims").len(), 2, "reading needs no retailer");
     let retailer = service.retailer();
     let named = retailer.clone().with("x-retailer", &retailer.subject);
@@ -220,10 +251,19 @@ fn a_regulator_of_some_regions_sees_and_does_nothing_elsewhere() {
     limited.get("/v1/funds/zj-ai-25.330200").must_refuse("fund-not-found");
     limited.post("/v1/funds/zj-ai-25.330200/freeze", &json!({})).must_refuse("fund-not-found");
     let change = json!({"delta": "1.00", "reason": "tranche", "document_no": "D-1"});
-    limited.post_under(&fresh_key(), "/v1/funds/zj-ai-25.330200/adjust", &change).must_refuse("fund-not-found");
+    limited
+        .post_under(&fresh_key(), "/v1/funds/zj-ai-25.330200/adjust", &change)
+        .must_refuse("fund-not-found");
     limited.post_under(&fresh_key(), "/v1/funds/zj-ai-25.330100/adjust", &change).must_be(200);
-    assert!(limited.list("/v1/funds").iter().all(|fund| fund["region_code"].as_str().unwrap().starts_with("3301")));
-    let fund = |region: &str| crate::support::service::fund_body(&format!("new.{region}"), "zj-ai-25", region, "1.00");
+    assert!(
+        limited
+            .list("/v1/funds")
+            .iter()
+            .all(|fund| fund["region_code"].as_str().unwrap().starts_with("3301"))
+    );
+    let fund = |region: &str| {
+        crate::support::service::fund_body(&format!("new.{region}"), "zj-ai-25", region, "1.00")
+    };
     limited.post_under(&fresh_key(), "/v1/funds", &fund("330106")).must_be(201);
     limited.post_under(&fresh_key(), "/v1/funds", &fund("330206")).must_refuse("forbidden");
     limited.post_under(&fresh_key(), "/v1/funds", &fund("330000")).must_refuse("forbidden");
@@ -260,7 +300,8 @@ fn a_token_that_is_wrong_in_any_way_is_none() {
     let jwks = crate::support::service::find_file(service.data(), |name| name.contains("jwks"));
     let mut known: Value = serde_json::from_slice(&std::fs::read(&jwks).unwrap()).unwrap();
     let dev = service.token("retailer", &fresh_uscc(), &[]);
-    let dev_claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(dev.split('.').nth(1).unwrap()).unwrap()).unwrap();
+    let dev_claims: Value =
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(dev.split('.').nth(1).unwrap()).unwrap()).unwrap();
     let issuer = Issuer::new();
     let added = issuer.jwks()["keys"][0].clone();
     known["keys"].as_array_mut().unwrap().push(added);
@@ -304,7 +345,12 @@ fn a_token_that_is_wrong_in_any_way_is_none() {
         let answer = ask(&header, &wrong);
         assert_eq!((answer.status, answer.code().as_str()), (401, "unauthenticated"), "{wrong}");
     }
-    for right in [with("aud", json!(["subsidy-pos", "another"])), with("exp", json!(now - 20)), with("nbf", json!(now + 20)), with("iat", json!(now + 20))] {
+    for right in [
+        with("aud", json!(["subsidy-pos", "another"])),
+        with("exp", json!(now - 20)),
+        with("nbf", json!(now + 20)),
+        with("iat", json!(now + 20)),
+    ] {
         assert_eq!(ask(&header, &right).status, 200, "leeway of 30 s, several audiences: {right}");
     }
     for wrong in [
@@ -330,7 +376,9 @@ fn a_token_that_is_wrong_in_any_way_is_none() {
     assert_eq!(ask(&header, &claims).status, 200, "a broken file changes nothing");
     known["keys"].as_array_mut().unwrap().pop();
     std::fs::write(&jwks, known.to_string()).unwrap();
-    eventually("the old key is forgotten", Duration::from_secs(80), || (ask(&header, &claims).status == 401).then_some(()));
+    eventually("the old key is forgotten", Duration::from_secs(80), || {
+        (ask(&header, &claims).status == 401).then_some(())
+    });
     assert!(service.stop().success());
 }
 

@@ -19,7 +19,8 @@ fn five_hundred_claims_are_made_in_order() {
     let service = Service::start();
     let till = service.retailer();
     let sales: Vec<_> = (0..500).map(|_| service.sale()).collect();
-    let items: Vec<_> = sales.iter().enumerate().map(|(index, sale)| item(&format!("b-{index}"), sale)).collect();
+    let items: Vec<_> =
+        sales.iter().enumerate().map(|(index, sale)| item(&format!("b-{index}"), sale)).collect();
     let made = results(&till, &items);
     for (result, sale) in made.iter().zip(&sales) {
         assert_eq!((&result["status"], &result["replayed"]), (&json!(201), &json!(false)), "{result}");
@@ -27,11 +28,21 @@ fn five_hundred_claims_are_made_in_order() {
     }
     let again = results(&till, &items);
     for (first, second) in made.iter().zip(&again) {
-        assert_eq!((&second["status"], &second["replayed"], &second["claim"]), (&json!(201), &json!(true), &first["claim"]));
+        assert_eq!(
+            (&second["status"], &second["replayed"], &second["claim"]),
+            (&json!(201), &json!(true), &first["claim"])
+        );
     }
     let single = till.claim_under("b-7", &sales[7]);
-    assert_eq!((single.is_replay(), &single.json()), (true, &made[7]["claim"]), "the keys are the same as single ones");
-    assert_eq!(service.entries().iter().filter(|entry| entry["event"]["claim_made"].is_object()).count(), 500);
+    assert_eq!(
+        (single.is_replay(), &single.json()),
+        (true, &made[7]["claim"]),
+        "the keys are the same as single ones"
+    );
+    assert_eq!(
+        service.entries().iter().filter(|entry| entry["event"]["claim_made"].is_object()).count(),
+        500
+    );
 }
 
 #[test]
@@ -70,7 +81,10 @@ fn every_item_stands_on_its_own() {
     assert_eq!(told, expected);
     assert_eq!(results[3]["replayed"], true);
     for result in &results {
-        assert!(result["claim"].is_object() != result["problem"].is_object(), "a claim or a problem: {result}");
+        assert!(
+            result["claim"].is_object() != result["problem"].is_object(),
+            "a claim or a problem: {result}"
+        );
     }
 }
 
@@ -80,7 +94,10 @@ fn twins_within_a_batch_replay() {
     let till = service.retailer();
     let (key, sale) = (fresh_key(), service.sale());
     let other = service.sale().resident(sale.text("/consumer/id_number"));
-    let results = results(&till, &[item(&key, &sale), item(&key, &sale), item(&fresh_key(), &other), item(&key, &other)]);
+    let results = results(
+        &till,
+        &[item(&key, &sale), item(&key, &sale), item(&fresh_key(), &other), item(&key, &other)],
+    );
     assert_eq!((&results[0]["replayed"], &results[1]["replayed"]), (&json!(false), &json!(true)));
     assert_eq!(results[0]["claim"], results[1]["claim"]);
     assert_eq!(results[2]["problem"]["code"], "consumer-limit-reached");

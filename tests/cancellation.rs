@@ -14,7 +14,10 @@ fn a_claim_cancelled_after_it_was_made_is_as_if_it_had_never_been() {
         let claim = till.claim_under(&key, &sale).must_be(201);
         let answer = till.cancel(&key).must_be(200);
         assert_eq!((&answer["idempotency_key"], &answer["outcome"]), (&json!(key), &json!("cancelled")));
-        assert_eq!((&answer["claim"]["claim_id"], &answer["claim"]["status"]), (&claim["claim_id"], &json!("cancelled")));
+        assert_eq!(
+            (&answer["claim"]["claim_id"], &answer["claim"]["status"]),
+            (&claim["claim_id"], &json!("cancelled"))
+        );
         assert_eq!(till.cancel(&key).must_be(200), answer, "the same again when repeated");
         assert_eq!(till.look_at(&claim)["status"], "cancelled", "it stays readable");
         assert_eq!((fen(&regulator.fund(&fund)["held"]), fen(&regulator.fund(&fund)["redeemed"])), (0, 0));
@@ -54,7 +57,8 @@ fn a_cancel_that_meets_its_claim_in_flight_is_decided_after_or_before_it_but_nev
     let fund = service.open_fund("zj-ai-25", "330106", "1000000.00");
     for _ in 0..50 {
         let (key, sale) = (fresh_key(), service.sale());
-        let answers = at_once(2, |index| if index == 0 { till.claim_under(&key, &sale) } else { till.cancel(&key) });
+        let answers =
+            at_once(2, |index| if index == 0 { till.claim_under(&key, &sale) } else { till.cancel(&key) });
         let outcome = answers[1].must_be(200)["outcome"].as_str().unwrap().to_owned();
         match outcome.as_str() {
             "cancelled" => {
@@ -89,7 +93,10 @@ fn there_is_nothing_to_cancel_of_a_claim_that_has_ended() {
     service.restart_later(6 * 60_000);
     for state in ["released", "returned", "expired"] {
         let answer = till.cancel(state).must_be(200);
-        assert_eq!((&answer["outcome"], &answer["claim"]["status"]), (&json!("nothing_to_cancel"), &json!(state)));
+        assert_eq!(
+            (&answer["outcome"], &answer["claim"]["status"]),
+            (&json!("nothing_to_cancel"), &json!(state))
+        );
         assert_eq!(till.cancel(state).must_be(200), answer);
     }
 }
@@ -138,7 +145,12 @@ fn only_the_one_who_used_a_key_cancels_what_it_stands_for() {
 fn a_malformed_key_is_named() {
     let service = Service::start();
     let till = service.retailer();
-    for bad in [json!({}), json!({"idempotency_key": ""}), json!({"idempotency_key": 7}), json!({"idempotency_key": "a b"})] {
+    for bad in [
+        json!({}),
+        json!({"idempotency_key": ""}),
+        json!({"idempotency_key": 7}),
+        json!({"idempotency_key": "a b"}),
+    ] {
         assert_eq!(till.post("/v1/claims/cancel", &bad).pointers(), ["/idempotency_key"], "{bad}");
     }
 }

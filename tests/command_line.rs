@@ -46,7 +46,8 @@ fn a_service_with_a_configuration_and_keys_serves_without_dev() {
     let config = written(directory.path(), &settings(&key_directory, &data));
     let (ok, text) = check(&config);
     assert!(ok, "{text}");
-    let options = Options { dev: false, clock: None, config: Some(config), data: Some(data), ..Options::default() };
+    let options =
+        Options { dev: false, clock: None, config: Some(config), data: Some(data), ..Options::default() };
     let mut service = Service::start_with(options);
     let subject = fresh_uscc();
     let till = service.nobody().bearing(&subject, &keys.token("retailer", &subject, &[]));
@@ -64,7 +65,8 @@ fn a_service_with_a_configuration_and_keys_serves_without_dev() {
 #[test]
 fn without_keys_and_secrets_the_service_does_not_start() {
     let directory = tempfile::tempdir().unwrap();
-    let options = Options { dev: false, clock: None, data: Some(directory.path().join("data")), ..Options::default() };
+    let options =
+        Options { dev: false, clock: None, data: Some(directory.path().join("data")), ..Options::default() };
     let Err(exit) = Service::try_start(options) else { panic!("it started") };
     assert!(!exit.status.success());
     for missing in ["auth.jwks_file", "auth.issuer", "privacy.hash_keys", "journal.signing_key_file"] {
@@ -82,7 +84,7 @@ fn every_fault_of_the_settings_is_told_with_file_and_line() {
         ("[server]", "[server]\ncolour = \"red\"", "colour"),
         ("[server]", "[sever]", "sever"),
         ("[server]", "[server]\nworkers = -1", "workers"),
-        ("[server]", "[server", "2"),
+        ("[server]", "[server", "unclosed"),
         ("use = \"write\"", "use = \"check\"", "hash_keys"),
         ("id = \"k1\"", "id = \"K 1\"", "id"),
         ("[auth]", "[shield]\nretailer_per_second = 0\n[auth]", "retailer_per_second"),
@@ -91,7 +93,10 @@ fn every_fault_of_the_settings_is_told_with_file_and_line() {
         let file = written(directory.path(), &good.replacen(from, to, 1));
         let (ok, text) = check(&file);
         assert!(!ok, "{to}: {text}");
-        assert!(text.contains("settings.toml") && text.contains(told) && !text.contains("panicked"), "{to}: {text}");
+        assert!(
+            text.contains("settings.toml") && text.contains(told) && !text.contains("panicked"),
+            "{to}: {text}"
+        );
         let options = Options { dev: false, clock: None, config: Some(file), ..Options::default() };
         assert!(Service::try_start(options).is_err(), "{to}");
     }
@@ -106,7 +111,10 @@ fn every_fault_of_the_settings_is_told_with_file_and_line() {
 fn malformed_key_files_stop_the_start_and_are_named_but_not_shown() {
     let (_service, keys) = keys();
     for (name, text) in [
-        ("dev-jwks.json", "{\"keys\": [{\"kty\": \"oct\", \"k\": \"VERYSECRET\", \"kid\": \"x\", \"alg\": \"HS256\"}]}"),
+        (
+            "dev-jwks.json",
+            "{\"keys\": [{\"kty\": \"oct\", \"k\": \"VERYSECRET\", \"kid\": \"x\", \"alg\": \"HS256\"}]}",
+        ),
         ("dev-jwks.json", "{\"keys\": VERYSECRET"),
         ("dev-hash.key", "VERYSECRET"),
         ("dev-head.pem", "-----BEGIN PRIVATE KEY-----\nVERYSECRET\n-----END PRIVATE KEY-----\n"),
@@ -150,7 +158,7 @@ fn the_environment_overrides_the_file_and_a_flag_the_environment() {
 #[test]
 fn a_changed_secret_under_a_known_name_is_noticed() {
     let (mut service, data) = keys();
-    std::fs::write(data.join("dev-hash.key"), "ab".repeat(32)).unwrap();
+    std::fs::write(data.join("dev-hash.key"), "0123456789abcdef".repeat(4)).unwrap();
     let Err(exit) = service.try_start_again() else { panic!("it started with another secret") };
     assert!(exit.output.contains("k1"), "{}", exit.output);
 }
@@ -162,7 +170,14 @@ fn tokens_are_made_for_whom_they_can_be() {
     let token = |arguments: &[&str]| command(&[&["token", "--data", data], arguments].concat());
     for good in [
         vec!["--role", "retailer", "--subject", "91110000600037341L"],
-        vec!["--role", "platform", "--subject", "mall", "--retailers", "91110000600037341L,91350100M000100Y43"],
+        vec![
+            "--role",
+            "platform",
+            "--subject",
+            "mall",
+            "--retailers",
+            "91110000600037341L,91350100M000100Y43",
+        ],
         vec!["--role", "regulator", "--subject", "officer", "--regions", "330100,330200", "--ttl", "30m"],
     ] {
         let output = token(&good);
@@ -188,12 +203,28 @@ fn tokens_are_made_for_whom_they_can_be() {
 
 #[test]
 fn commands_explain_themselves() {
-    for arguments in [vec!["--help"], vec!["serve", "--help"], vec!["verify", "--help"], vec!["quote", "--help"], vec!["--version"]] {
+    for arguments in [
+        vec!["--help"],
+        vec!["serve", "--help"],
+        vec!["verify", "--help"],
+        vec!["quote", "--help"],
+        vec!["--version"],
+    ] {
         let output = command(&arguments);
         assert!(output.status.success() && !output.stdout.is_empty(), "{arguments:?}: {}", said(&output));
     }
-    for arguments in [vec![], vec!["sell"], vec!["serve", "--colour", "red"], vec!["verify"], vec!["verify", "--data", "/no/such/directory"]] {
+    for arguments in [
+        vec![],
+        vec!["sell"],
+        vec!["serve", "--colour", "red"],
+        vec!["verify"],
+        vec!["verify", "--data", "/no/such/directory"],
+    ] {
         let output = command(&arguments);
-        assert!(!output.status.success() && !said(&output).contains("panicked"), "{arguments:?}: {}", said(&output));
+        assert!(
+            !output.status.success() && !said(&output).contains("panicked"),
+            "{arguments:?}: {}",
+            said(&output)
+        );
     }
 }

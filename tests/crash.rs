@@ -40,7 +40,8 @@ fn fifty_kills_under_load_lose_and_double_nothing() {
                     let mut round = index;
                     while !stopping.load(Ordering::Relaxed) {
                         round += 1;
-                        let sale = if round % 3 == 0 { Sale::at(now).held_with_device() } else { Sale::at(now) };
+                        let sale =
+                            if round % 3 == 0 { Sale::at(now).held_with_device() } else { Sale::at(now) };
                         let mut known = Known { key: fresh_key(), sale, made: None, returned: None };
                         if let Ok(answer) = till.try_post_under(&known.key, "/v1/claims", &known.sale.body) {
                             let claim = answer.must_be(201);

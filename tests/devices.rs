@@ -22,12 +22,17 @@ fn fifty_claims_for_one_device_pay_once() {
 fn all_spellings_of_one_serial_number_are_one_device() {
     let service = Service::start();
     let till = service.retailer();
-    let sale = |sn: &str| service.sale().with("/device", json!({"sn": sn, "barcode": "6901234567892", "imei": []}));
+    let sale =
+        |sn: &str| service.sale().with("/device", json!({"sn": sn, "barcode": "6901234567892", "imei": []}));
     let claim = till.claimed(&sale("rg2-8812-00417a"));
     assert_eq!(claim["device"]["sn"], "RG2-8812-00417A", "echoed as it is kept");
-    for spelling in
-        ["RG2-8812-00417A", "rg2-8812-00417a", "  RG2-8812-00417a\t", &full_width("RG2-8812-00417A"), &full_width("rg2-8812-00417a")]
-    {
+    for spelling in [
+        "RG2-8812-00417A",
+        "rg2-8812-00417a",
+        "  RG2-8812-00417a\t",
+        &full_width("RG2-8812-00417A"),
+        &full_width("rg2-8812-00417a"),
+    ] {
         till.claim(&sale(spelling)).must_refuse(TAKEN);
         service.retailer().claim(&sale(spelling)).must_refuse(TAKEN);
     }
@@ -39,10 +44,13 @@ fn all_spellings_of_one_barcode_are_one_product() {
     let service = Service::start();
     let till = service.retailer();
     let sn = format!("SN-{}", fresh_number());
-    let sale = |barcode: &str| service.sale().with("/device", json!({"sn": sn, "barcode": barcode, "imei": []}));
+    let sale =
+        |barcode: &str| service.sale().with("/device", json!({"sn": sn, "barcode": barcode, "imei": []}));
     let claim = till.claimed(&sale("6901234567892"));
     assert_eq!(claim["device"]["barcode"], "06901234567892", "fourteen digits");
-    for spelling in ["06901234567892", " 6901234567892 ", &full_width("6901234567892"), &full_width("06901234567892")] {
+    for spelling in
+        ["06901234567892", " 6901234567892 ", &full_width("6901234567892"), &full_width("06901234567892")]
+    {
         till.claim(&sale(spelling)).must_refuse(TAKEN);
     }
 }
@@ -52,7 +60,8 @@ fn another_product_code_of_the_same_manufacturer_does_not_make_a_new_device() {
     let service = Service::start();
     let till = service.retailer();
     let sn = format!("SN-{}", fresh_number());
-    let sale = |barcode: &str| service.sale().with("/device", json!({"sn": sn, "barcode": barcode, "imei": []}));
+    let sale =
+        |barcode: &str| service.sale().with("/device", json!({"sn": sn, "barcode": barcode, "imei": []}));
     till.claimed(&sale(&barcode_of(10_001, 1)));
     till.claim(&sale(&barcode_of(10_001, 2))).must_refuse(TAKEN);
     till.claim(&sale(&barcode_of(10_001, 99_999))).must_refuse(TAKEN);
@@ -64,9 +73,12 @@ fn any_imei_in_common_makes_it_the_same_device() {
     let service = Service::start();
     let till = service.retailer();
     let (one, two, three) = (fresh_imei(), fresh_imei(), fresh_imei());
-    let phone = |imei: &[&str]| service.sale().category("phone").price("3000.00").with("/device/imei", json!(imei));
+    let phone =
+        |imei: &[&str]| service.sale().category("phone").price("3000.00").with("/device/imei", json!(imei));
     let claim = till.claimed(&phone(&[&one, &two]));
-    for taken in [vec![one.as_str()], vec![&two], vec![&two, &one], vec![&three, &one], vec![&full_width(&two)]] {
+    for taken in
+        [vec![one.as_str()], vec![&two], vec![&two, &one], vec![&three, &one], vec![&full_width(&two)]]
+    {
         till.claim(&phone(&taken)).must_refuse(TAKEN);
     }
     till.claimed(&phone(&[&three]));

@@ -19,7 +19,8 @@ impl SmallDisk {
     fn mount(mebibytes: u32) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let size = format!("size={mebibytes}m");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()).status();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory.path()).status();
         assert!(mounted.is_ok_and(|status| status.success()), "this test must be allowed to mount a tmpfs");
         Self { directory }
     }
@@ -46,7 +47,10 @@ impl Drop for SmallDisk {
 }
 
 /// Claims until one is refused; what was acknowledged, and the refusal with its key and sale.
-fn claim_until_refused(till: &crate::support::Caller, now: crate::support::Timestamp) -> (Vec<(String, Sale, Answer)>, (String, Sale, Answer)) {
+fn claim_until_refused(
+    till: &crate::support::Caller,
+    now: crate::support::Timestamp,
+) -> (Vec<(String, Sale, Answer)>, (String, Sale, Answer)) {
     let mut acknowledged = Vec::new();
     for _ in 0..20_000 {
         let (key, sale) = (fresh_key(), Sale::at(now));
@@ -180,7 +184,8 @@ fn single_failed_syncs_under_load_lose_and_double_nothing() {
     let now = service.now();
     let inject = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO:when=5+7"];
     let tracer = Tracer::attach(&service, &inject);
-    let work: Vec<Vec<(String, Sale)>> = (0..8).map(|_| (0..25).map(|_| (fresh_key(), Sale::at(now))).collect()).collect();
+    let work: Vec<Vec<(String, Sale)>> =
+        (0..8).map(|_| (0..25).map(|_| (fresh_key(), Sale::at(now))).collect()).collect();
     let outcomes = crate::support::at_once(8, |thread| {
         work[thread].iter().map(|(key, sale)| till.claim_under(key, sale)).collect::<Vec<_>>()
     });

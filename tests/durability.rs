@@ -47,7 +47,8 @@ impl Call {
     }
 
     fn answers(&self, what: &str) -> bool {
-        let is_answer = ["write(", "writev(", "sendto(", "sendmsg("].iter().any(|name| self.text.starts_with(name));
+        let is_answer =
+            ["write(", "writev(", "sendto(", "sendmsg("].iter().any(|name| self.text.starts_with(name));
         is_answer && self.text.contains("HTTP/1.1 201") && self.text.contains(what)
     }
 }
@@ -64,7 +65,8 @@ fn too_early(calls: &[Call], claim_id: &str) -> Option<String> {
     let Some(answered) = calls.iter().find(|call| call.answers(claim_id)) else {
         return Some(format!("no answer about {claim_id} was seen"));
     };
-    (answered.began <= synced).then(|| format!("{claim_id} was answered at line {} but synced at {synced}", answered.began))
+    (answered.began <= synced)
+        .then(|| format!("{claim_id} was answered at line {} but synced at {synced}", answered.began))
 }
 
 #[test]
@@ -91,7 +93,8 @@ fn the_check_of_the_order_finds_an_answer_that_is_too_early() {
     let book = "10 fdatasync(9</d/book.db-wal>) = 0\n";
     let begun = "10 fdatasync(9</d/journal.db-wal> <unfinished ...>\n";
     let ended = "10 <... fdatasync resumed>) = 0\n";
-    let answer = "11 writev(12<socket:[1]>, [{\"HTTP/1.1 201 Created {\\\"claim_id\\\":\\\"0199-a\\\"}\"}], 1) = 90\n";
+    let answer =
+        "11 writev(12<socket:[1]>, [{\"HTTP/1.1 201 Created {\\\"claim_id\\\":\\\"0199-a\\\"}\"}], 1) = 90\n";
     let verdict = |lines: &[&str]| too_early(&calls(&lines.concat()), "0199-a").is_some();
     assert!(!verdict(&[write, sync, answer]));
     assert!(!verdict(&[write, begun, ended, answer]));

@@ -8,7 +8,8 @@ fn fifty_identical_posts_at_once_make_one_claim_and_every_retry_gets_its_bytes()
     let till = service.retailer();
     let (key, sale) = (fresh_key(), service.sale());
     let answers = at_once(50, |_| till.claim_under(&key, &sale));
-    let creating: Vec<_> = answers.iter().filter(|answer| answer.status == 201 && !answer.is_replay()).collect();
+    let creating: Vec<_> =
+        answers.iter().filter(|answer| answer.status == 201 && !answer.is_replay()).collect();
     assert_eq!(creating.len(), 1, "one post makes the claim");
     for answer in &answers {
         match answer.status {
@@ -58,9 +59,10 @@ fn content_is_compared_by_its_meaning() {
     let service = Service::start();
     let till = service.retailer();
     let sold_at = instant("2026-06-15T09:58:00+08:00");
-    let sale = Sale::at(sold_at)
-        .resident("11010519491231002X")
-        .with("/device", json!({"sn": "RG2-8812-00417", "barcode": "6901234567892", "imei": ["490154203237518"]}));
+    let sale = Sale::at(sold_at).resident("11010519491231002X").with(
+        "/device",
+        json!({"sn": "RG2-8812-00417", "barcode": "6901234567892", "imei": ["490154203237518"]}),
+    );
     let key = fresh_key();
     let first = till.claim_under(&key, &sale);
     first.must_be(201);
@@ -84,7 +86,8 @@ fn content_is_compared_by_its_meaning() {
         assert!(answer.is_replay(), "spelling {index}");
     }
     let members = sale.body.as_object().unwrap();
-    let backwards: Vec<_> = members.iter().rev().map(|(name, value)| format!("  \"{name}\" :\n {value}")).collect();
+    let backwards: Vec<_> =
+        members.iter().rev().map(|(name, value)| format!("  \"{name}\" :\n {value}")).collect();
     let body = format!("{{{}}}", backwards.join(","));
     let headers = [("content-type", "application/json; charset=utf-8"), ("idempotency-key", key.as_str())];
     let answer = till.send("POST", "/v1/claims", &headers, Some(body.as_bytes()));
@@ -114,7 +117,10 @@ fn a_post_that_is_not_idempotent_by_itself_needs_a_good_key() {
     for bad in ["", " ", "\"\"", "\"open", &"k".repeat(256)] {
         let answer = till.claim_under(bad, &sale);
         assert_eq!(answer.status, 400, "{bad:?}: {}", answer.text());
-        assert!(["idempotency-key-invalid", "idempotency-key-missing"].contains(&answer.code().as_str()), "{bad:?}");
+        assert!(
+            ["idempotency-key-invalid", "idempotency-key-missing"].contains(&answer.code().as_str()),
+            "{bad:?}"
+        );
     }
     till.claim_under(&"k".repeat(255), &sale).must_be(201);
     let fund = json!({"fund_id": "f-1", "programme": "zj-ai-25", "region_code": "330106", "from": "2026-01-01",
@@ -137,7 +143,8 @@ fn keys_belong_to_a_retailer_and_to_who_speaks_for_it() {
     let platform = service.platform().with("x-retailer", &one.subject);
     let third = platform.claim_under(&key, &sale.another()).must_be(201);
     assert_ne!(third["claim_id"], first["claim_id"], "a platform's key is another than its retailer's own");
-    let fourth = platform.clone().with("x-retailer", &other.subject).claim_under(&key, &sale.another()).must_be(201);
+    let fourth =
+        platform.clone().with("x-retailer", &other.subject).claim_under(&key, &sale.another()).must_be(201);
     assert_ne!(fourth["claim_id"], third["claim_id"], "and another for every retailer it speaks for");
     let rival = service.platform().with("x-retailer", &one.subject);
     let fifth = rival.claim_under(&key, &sale.another()).must_be(201);

@@ -31,7 +31,19 @@ fn claims_are_listed_newest_first_and_every_page_follows_the_last() {
     assert_eq!(ids(second["items"].as_array().unwrap()), ids(&made[5..10]));
     assert_eq!(page(&till, "?limit=200")["next_cursor"], json!(null));
     assert!(page(&till, "")["as_of"].as_u64().unwrap() >= made[0]["journal"]["position"].as_u64().unwrap());
-    for bad in ["?limit=0", "?limit=201", "?limit=-1", "?limit=many", "?cursor=nonsense", "?limit=5&limit=6", "?status=sold", "?from=2026-02-30", "?region_code=33", "?retailer=x", "?from=2026-06-16&to=2026-06-15"] {
+    for bad in [
+        "?limit=0",
+        "?limit=201",
+        "?limit=-1",
+        "?limit=many",
+        "?cursor=nonsense",
+        "?limit=5&limit=6",
+        "?status=sold",
+        "?from=2026-02-30",
+        "?region_code=33",
+        "?retailer=x",
+        "?from=2026-06-16&to=2026-06-15",
+    ] {
         assert_eq!(till.get(&format!("/v1/claims{bad}")).status, 400, "{bad}");
     }
 }
@@ -66,7 +78,8 @@ fn claims_are_found_by_each_filter_and_by_all_together() {
         found
     };
     let expect = |claims: &[&Value]| {
-        let mut expected: Vec<_> = claims.iter().map(|claim| claim["claim_id"].as_str().unwrap().to_owned()).collect();
+        let mut expected: Vec<_> =
+            claims.iter().map(|claim| claim["claim_id"].as_str().unwrap().to_owned()).collect();
         expected.sort();
         expected
     };
@@ -87,13 +100,19 @@ fn claims_are_found_by_each_filter_and_by_all_together() {
         ("to=2026-06-16".to_owned(), vec![&glasses, &phone, &hold, &returned]),
         ("from=2026-06-15&to=2026-06-15".to_owned(), vec![&glasses, &phone, &hold, &returned]),
         ("from=2026-06-17&to=2026-06-17".to_owned(), vec![&later]),
-        ("status=redeemed&category=smart_glasses&region_code=330106&to=2026-06-15".to_owned(), vec![&glasses]),
+        (
+            "status=redeemed&category=smart_glasses&region_code=330106&to=2026-06-15".to_owned(),
+            vec![&glasses],
+        ),
         (format!("retailer={}&category=phone", till.subject), vec![&phone]),
     ] {
         assert_eq!(found(&till, &query), expect(&claims), "{query}");
     }
     assert_eq!(found(&till, &format!("retailer={}", foreign["retailer"].as_str().unwrap())), expect(&[]));
-    assert_eq!(found(&regulator, &format!("retailer={}", foreign["retailer"].as_str().unwrap())), expect(&[&foreign]));
+    assert_eq!(
+        found(&regulator, &format!("retailer={}", foreign["retailer"].as_str().unwrap())),
+        expect(&[&foreign])
+    );
     assert_eq!(found(&regulator, "").len(), 6);
     assert_eq!(instant(later["created_at"].as_str().unwrap()).day().to_string(), "2026-06-17");
 }
@@ -108,7 +127,11 @@ fn a_cursor_is_bound_to_its_caller_and_its_filters() {
     }
     let cursor = page(&till, "?limit=1&category=smart_glasses")["next_cursor"].as_str().unwrap().to_owned();
     assert_eq!(till.get(&format!("/v1/claims?limit=2&category=smart_glasses&cursor={cursor}")).status, 200);
-    for query in [format!("?cursor={cursor}"), format!("?category=phone&cursor={cursor}"), format!("?category=smart_glasses&status=held&cursor={cursor}")] {
+    for query in [
+        format!("?cursor={cursor}"),
+        format!("?category=phone&cursor={cursor}"),
+        format!("?category=smart_glasses&status=held&cursor={cursor}"),
+    ] {
         assert_eq!(till.get(&format!("/v1/claims{query}")).status, 400, "{query}");
     }
     let stolen = format!("/v1/claims?category=smart_glasses&cursor={cursor}");
@@ -120,7 +143,14 @@ fn a_cursor_is_bound_to_its_caller_and_its_filters() {
     let bent = String::from_utf8(bent).unwrap();
     let answer = till.get(&format!("/v1/claims?category=smart_glasses&cursor={bent}"));
     assert!([200, 400].contains(&answer.status), "{}", answer.text());
-    assert!(answer.status == 400 || answer.json()["items"].as_array().unwrap().iter().all(|claim| claim["retailer"] == till.subject.as_str()));
+    assert!(
+        answer.status == 400
+            || answer.json()["items"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|claim| claim["retailer"] == till.subject.as_str())
+    );
 }
 
 #[test]
@@ -155,12 +185,20 @@ fn programmes_and_funds_are_listed_as_lists_are() {
     let funds = page_of(&service.regulator(), "/v1/funds?limit=5");
     assert_eq!(funds["items"].as_array().unwrap().len(), 5);
     assert!(funds["next_cursor"].is_string() && funds["as_of"].is_u64());
-    let all: Vec<_> = service.regulator().list("/v1/funds?limit=5").iter().map(|fund| fund["fund_id"].as_str().unwrap().to_owned()).collect();
+    let all: Vec<_> = service
+        .regulator()
+        .list("/v1/funds?limit=5")
+        .iter()
+        .map(|fund| fund["fund_id"].as_str().unwrap().to_owned())
+        .collect();
     let mut sorted = all.clone();
     sorted.sort();
     sorted.dedup();
     assert_eq!(sorted.len(), all.len());
-    for city in ["330100", "330200", "330300", "330400", "330500", "330600", "330700", "330800", "330900", "331000", "331100"] {
+    for city in [
+        "330100", "330200", "330300", "330400", "330500", "330600", "330700", "330800", "330900", "331000",
+        "331100",
+    ] {
         for programme in ["zj-ai-25", "national-digital-2026", "national-appliances-2026"] {
             assert!(all.contains(&format!("{programme}.{city}")), "--dev opens {programme}.{city}");
         }

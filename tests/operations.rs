@@ -28,14 +28,31 @@ fn the_metrics_count_what_happens() {
     let claim = till.claimed(&service.sale());
     till.claim(&service.sale().category("toaster")).must_refuse("category-not-eligible");
     let metrics = service.metrics();
-    for part in ["request_duration_seconds", "batch", "append", "seconds", "queue", "refusals", "book_lag", "journal_position"] {
+    for part in [
+        "request_duration_seconds",
+        "batch",
+        "append",
+        "seconds",
+        "queue",
+        "refusals",
+        "book_lag",
+        "journal_position",
+    ] {
         assert!(metrics.contains(part), "{part} in\n{metrics}");
     }
-    let line = |part: &str| metrics.lines().find(|line| line.contains(part) && !line.starts_with('#')).unwrap_or_else(|| panic!("{part} in\n{metrics}"));
+    let line = |part: &str| {
+        metrics
+            .lines()
+            .find(|line| line.contains(part) && !line.starts_with('#'))
+            .unwrap_or_else(|| panic!("{part} in\n{metrics}"))
+    };
     assert!(line("category-not-eligible").ends_with(" 1"));
     let position: f64 = line("journal_position").rsplit(' ').next().unwrap().parse().unwrap();
     assert!(position as u64 >= claim["journal"]["position"].as_u64().unwrap());
-    assert!(metrics.contains("/v1/claims\"") && metrics.contains("\"201\""), "by route and status:\n{metrics}");
+    assert!(
+        metrics.contains("/v1/claims\"") && metrics.contains("\"201\""),
+        "by route and status:\n{metrics}"
+    );
     assert!(!metrics.contains(claim["claim_id"].as_str().unwrap()), "routes, not paths");
 }
 
@@ -43,7 +60,9 @@ fn the_metrics_count_what_happens() {
 fn a_second_process_on_the_same_data_is_refused() {
     let service = Service::start();
     let till = service.retailer();
-    let Err(Exit { status, output }) = Service::try_start(Options::on(service.data())) else { panic!("it started") };
+    let Err(Exit { status, output }) = Service::try_start(Options::on(service.data())) else {
+        panic!("it started")
+    };
     assert!(!status.success());
     assert!(output.contains(service.data().to_str().unwrap()) && !output.contains("panicked"), "{output}");
     till.claimed(&service.sale());
@@ -85,7 +104,11 @@ fn stopping_finishes_what_was_begun_and_leaves_a_clean_journal() {
                             match till.try_post_under(&key, "/v1/claims", &sale.body) {
                                 Ok(answer) if answer.status == 201 => acknowledged.push((key, sale, answer)),
                                 Ok(answer) => {
-                                    assert!(matches!(answer.code().as_str(), "overloaded" | "ledger-unavailable"), "{}", answer.text());
+                                    assert!(
+                                        matches!(answer.code().as_str(), "overloaded" | "ledger-unavailable"),
+                                        "{}",
+                                        answer.text()
+                                    );
                                     break;
                                 }
                                 Err(fault) => {
@@ -94,7 +117,10 @@ fn stopping_finishes_what_was_begun_and_leaves_a_clean_journal() {
                                 }
                             }
                         }
-                        assert!(stopped.load(Ordering::Relaxed), "a request failed before the service was asked to stop");
+                        assert!(
+                            stopped.load(Ordering::Relaxed),
+                            "a request failed before the service was asked to stop"
+                        );
                         (acknowledged, broken)
                     })
                 })
@@ -109,11 +135,18 @@ fn stopping_finishes_what_was_begun_and_leaves_a_clean_journal() {
         assert!(status.success(), "{status}");
         assert!(acknowledged.len() > 8, "{} claims", acknowledged.len());
         for fault in &broken {
-            let refused = ["refused", "Connection", "connection", "closed", "reset", "Peer"].iter().any(|word| fault.contains(word));
+            let refused = ["refused", "Connection", "connection", "closed", "reset", "Peer"]
+                .iter()
+                .any(|word| fault.contains(word));
             assert!(refused, "{fault}");
         }
-        let wal = files_below(service.data()).into_iter().find(|file| file.to_string_lossy().ends_with("journal.db-wal"));
-        assert!(wal.is_none_or(|wal| std::fs::metadata(wal).unwrap().len() == 0), "nothing is left in the write-ahead log");
+        let wal = files_below(service.data())
+            .into_iter()
+            .find(|file| file.to_string_lossy().ends_with("journal.db-wal"));
+        assert!(
+            wal.is_none_or(|wal| std::fs::metadata(wal).unwrap().len() == 0),
+            "nothing is left in the write-ahead log"
+        );
         service.must_verify();
         service.start_again();
         for (key, sale, answer) in acknowledged.iter().step_by(7) {
@@ -121,7 +154,11 @@ fn stopping_finishes_what_was_begun_and_leaves_a_clean_journal() {
         }
         // Whoever was cut off finds out by asking again; nothing was made that nobody asked for.
         let made = service.entries().iter().filter(|entry| entry["event"]["claim_made"].is_object()).count();
-        assert!(made >= acknowledged.len() && made <= acknowledged.len() + broken.len(), "{made} made, {} known", acknowledged.len());
+        assert!(
+            made >= acknowledged.len() && made <= acknowledged.len() + broken.len(),
+            "{made} made, {} known",
+            acknowledged.len()
+        );
     }
 }
 
@@ -129,7 +166,10 @@ fn stopping_finishes_what_was_begun_and_leaves_a_clean_journal() {
 fn a_request_under_way_when_the_service_is_asked_to_stop_is_answered() {
     let mut service = Service::start();
     let till = service.retailer();
-    let tracer = crate::support::trace::Tracer::attach(&service, &["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=1500000"]);
+    let tracer = crate::support::trace::Tracer::attach(
+        &service,
+        &["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=1500000"],
+    );
     let sale = service.sale();
     let answer = std::thread::scope(|scope| {
         let post = scope.spawn(|| till.claim_under("slow", &sale));
@@ -147,7 +187,10 @@ fn a_request_under_way_when_the_service_is_asked_to_stop_is_answered() {
 #[test]
 fn the_first_start_prints_tokens_and_a_sale_that_works_when_pasted() {
     let service = Service::start_with(Options { clock: None, ..Options::default() });
-    let log = service.log();
+    let log = crate::support::eventually("a sale to paste is printed", Duration::from_secs(5), || {
+        let log = service.log();
+        log.lines().any(|line| line.contains("curl ") && line.ends_with("}'")).then_some(log)
+    });
     for role in ["retailer", "platform", "regulator"] {
         assert!(log.contains(role), "a token for each role:\n{log}");
     }
@@ -174,20 +217,25 @@ fn the_first_start_prints_tokens_and_a_sale_that_works_when_pasted() {
 
 #[test]
 fn every_request_is_logged_once_without_what_it_was_about() {
-    let service = Service::start_with(Options::default().env("SUBSIDY_POS__LOG__FORMAT", "json"));
+    let service = Service::start_with(
+        Options::default().env("SUBSIDY_POS__LOG__FORMAT", "json").env("SUBSIDY_POS__LOG__LEVEL", "debug"),
+    );
     let till = service.retailer();
     let answer = till.claim(&service.sale().category("toaster"));
     let id = answer.header("x-request-id").unwrap().to_owned();
-    crate::support::eventually("the request is logged", Duration::from_secs(5), || service.log().contains(&id).then_some(()));
+    crate::support::eventually("the request is logged", Duration::from_secs(5), || {
+        service.log().contains(&id).then_some(())
+    });
     let log = service.log();
     let lines: Vec<_> = log.lines().filter(|line| line.contains(&id)).collect();
     assert_eq!(lines.len(), 1, "{lines:?}");
     let line: serde_json::Value = serde_json::from_str(lines[0]).expect("structured");
     let text = line.to_string();
-    for part in ["category-not-eligible", "/v1/claims", "422"] {
+    for part in ["POST /v1/claims", "422", "elapsed_us"] {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert!(!text.contains(till.authorization().strip_prefix("Bearer ").unwrap()), "no tokens");
-    let told = json!(log.lines().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()).count());
+    let told =
+        json!(log.lines().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()).count());
     assert!(told.as_u64() > Some(1));
 }

@@ -12,7 +12,10 @@ fn what_does_not_fit_the_queue_is_refused_at_once_and_the_rest_is_done() {
     let batches: Vec<(Vec<String>, Value)> = (0..30)
         .map(|_| {
             let keys: Vec<_> = (0..500).map(|_| fresh_key()).collect();
-            let items: Vec<_> = keys.iter().map(|key| json!({"idempotency_key": key, "claim": service.sale().body})).collect();
+            let items: Vec<_> = keys
+                .iter()
+                .map(|key| json!({"idempotency_key": key, "claim": service.sale().body}))
+                .collect();
             (keys, json!({"items": items}))
         })
         .collect();

@@ -47,7 +47,8 @@ fn must_not_tell(place: &str, bytes: &[u8]) {
 
 #[test]
 fn a_number_is_found_in_no_file_log_metric_or_answer() {
-    let mut service = Service::start_with(crate::support::Options::default().env("SUBSIDY_POS__LOG__LEVEL", "trace"));
+    let mut service =
+        Service::start_with(crate::support::Options::default().env("SUBSIDY_POS__LOG__LEVEL", "trace"));
     let till = service.retailer();
     let mut answers = Vec::new();
     let marked = || service.sale().resident(MARKER);
@@ -62,7 +63,9 @@ fn a_number_is_found_in_no_file_log_metric_or_answer() {
     answers.push(till.claim(&marked().resident(&MARKER.to_lowercase())));
     answers.push(till.claim_under(&key, &marked().price("1.00")));
     answers.push(till.post("/v1/quotes", &marked().body));
-    answers.push(till.post("/v1/claims/batch", &json!({"items": [{"idempotency_key": "b", "claim": marked().body}]})));
+    answers.push(
+        till.post("/v1/claims/batch", &json!({"items": [{"idempotency_key": "b", "claim": marked().body}]})),
+    );
     answers.push(till.take_back(&claim));
     answers.push(till.get("/v1/claims"));
     answers.push(service.regulator().get("/v1/journal?limit=200"));
@@ -90,13 +93,28 @@ fn a_number_is_found_in_no_file_log_metric_or_answer() {
     answers.push(till.clone().with("x-request-id", MARKER).get("/v1/claims/x"));
     answers.push(till.clone().with("accept-language", MARKER).get("/v1/claims/x"));
     answers.push(till.clone().with("x-retailer", MARKER).get("/v1/claims/x"));
-    answers.push(till.send("POST", "/v1/claims", &[("content-type", MARKER), ("idempotency-key", "k")], Some(b"{}")));
+    answers.push(till.send(
+        "POST",
+        "/v1/claims",
+        &[("content-type", MARKER), ("idempotency-key", "k")],
+        Some(b"{}"),
+    ));
     let broken = marked().body.to_string();
     let headers = [("content-type", "application/json"), ("idempotency-key", "k")];
     answers.push(till.send("POST", "/v1/claims", &headers, Some(&broken.as_bytes()[..broken.len() - 1])));
-    answers.push(till.send("POST", "/v1/claims", &headers, Some(format!("{{\"consumer\": {MARKER}}}").as_bytes())));
+    answers.push(till.send(
+        "POST",
+        "/v1/claims",
+        &headers,
+        Some(format!("{{\"consumer\": {MARKER}}}").as_bytes()),
+    ));
     answers.push(till.send(MARKER, "/v1/claims", &[], None));
-    let garbled = raw(&service.address(), &[format!("{MARKER} {MARKER} {MARKER}\r\n\r\n").as_bytes()], std::time::Duration::ZERO, std::time::Duration::from_millis(300));
+    let garbled = raw(
+        &service.address(),
+        &[format!("{MARKER} {MARKER} {MARKER}\r\n\r\n").as_bytes()],
+        std::time::Duration::ZERO,
+        std::time::Duration::from_millis(300),
+    );
     must_not_tell("a garbled request's answer", garbled.as_bytes());
     for (index, answer) in answers.iter().enumerate() {
         must_not_tell(&format!("answer {index}"), &answer.body);
@@ -105,7 +123,10 @@ fn a_number_is_found_in_no_file_log_metric_or_answer() {
     must_not_tell("the metrics", service.metrics().as_bytes());
     let look = |service: &Service, when: &str| {
         let files = files_below(service.data());
-        assert!(files.iter().any(|file| file.ends_with("journal.db")) && files.iter().any(|file| file.ends_with("book.db")));
+        assert!(
+            files.iter().any(|file| file.ends_with("journal.db"))
+                && files.iter().any(|file| file.ends_with("book.db"))
+        );
         for file in files {
             must_not_tell(&format!("{} {when}", file.display()), &std::fs::read(&file).unwrap_or_default());
         }

@@ -25,7 +25,11 @@ fn the_limit_holds_over_retailers_and_platforms() {
     service.retailer().claim(&sale()).must_be(201);
     let other = service.retailer();
     other.claim(&sale()).must_refuse("consumer-limit-reached");
-    service.platform().with("x-retailer", &other.subject).claim(&sale()).must_refuse("consumer-limit-reached");
+    service
+        .platform()
+        .with("x-retailer", &other.subject)
+        .claim(&sale())
+        .must_refuse("consumer-limit-reached");
 }
 
 #[test]
@@ -59,7 +63,8 @@ fn a_reissued_travel_permit_is_the_same_person() {
     let till = service.retailer();
     let sale = |id_type: &str, number: &str| service.sale().person(id_type, number);
     till.claimed(&sale("hm_travel_permit", "H12345678"));
-    for same in ["H12345678", "h12345678", "H1234567801", "H1234567802", "Ｈ１２３４５６７８０３"] {
+    for same in ["H12345678", "h12345678", "H1234567801", "H1234567802", "Ｈ１２３４５６７８０３"]
+    {
         till.claim(&sale("hm_travel_permit", same)).must_refuse("consumer-limit-reached");
     }
     till.claimed(&sale("hm_travel_permit", "M12345678"));
@@ -129,7 +134,10 @@ fn the_limit_counts_over_all_programmes() {
     let id_number = fresh_resident_id();
     let sale = service.sale().resident(&id_number).with("/accept_programme", "national-digital-2026");
     let claim = till.claimed(&sale);
-    assert_eq!((claim["programme"].as_str(), claim["subsidy"].as_str()), (Some("national-digital-2026"), Some("500.00")));
+    assert_eq!(
+        (claim["programme"].as_str(), claim["subsidy"].as_str()),
+        (Some("national-digital-2026"), Some("500.00"))
+    );
     let refusal = till.claim(&service.sale().resident(&id_number)).must_refuse("consumer-limit-reached");
     assert!(refusal["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{refusal}");
     assert!(refusal["clause"].to_string().contains("choice"), "measure 25 itself sets no limit: {refusal}");

@@ -41,7 +41,8 @@ impl World {
 
     /// The faults in the order in which they take precedence.
     fn faults(&self) -> Vec<Fault> {
-        let fault = |code, changes: &[(&'static str, Value)]| Fault { code, changes: changes.to_vec(), key: None };
+        let fault =
+            |code, changes: &[(&'static str, Value)]| Fault { code, changes: changes.to_vec(), key: None };
         let long_ago = self.service.now().plus_ms(-20 * 60_000).to_string();
         let taken = |pointer: &str| self.taken.body.pointer(pointer).expect("a member").clone();
         vec![
@@ -109,7 +110,14 @@ fn with_one_fault_after_another_mended_the_reasons_come_in_order() {
     let faults = world.faults();
     for region in ["region-not-covered", "fund-not-open", "fund-frozen", "fund-exhausted"] {
         for date in ["not-in-force", "sold-at-out-of-range"] {
-            let optional = ["region-not-covered", "fund-not-open", "fund-frozen", "fund-exhausted", "not-in-force", "sold-at-out-of-range"];
+            let optional = [
+                "region-not-covered",
+                "fund-not-open",
+                "fund-frozen",
+                "fund-exhausted",
+                "not-in-force",
+                "sold-at-out-of-range",
+            ];
             let all: Vec<&Fault> = faults
                 .iter()
                 .filter(|fault| !optional.contains(&fault.code) || fault.code == region || fault.code == date)
@@ -128,12 +136,16 @@ fn the_conditions_of_a_programme_come_after_price_and_before_what_was_used() {
     let till = &world.till;
     let fridge = || world.service.sale().category("refrigerator").with("/energy_grade", 1);
     let claim = till.claimed(&fridge());
-    assert_eq!((&claim["programme"], &claim["subsidy"]), (&json!("national-appliances-2026"), &json!("600.00")));
+    assert_eq!(
+        (&claim["programme"], &claim["subsidy"]),
+        (&json!("national-appliances-2026"), &json!("600.00"))
+    );
     let poor = || fridge().with("/energy_grade", 2);
     till.claim(&poor()).must_refuse("condition-not-met");
     till.claim(&fridge().without("/energy_grade")).must_refuse("condition-not-met");
     till.claim(&poor().price("0.06")).must_refuse("price-not-eligible");
-    let used = poor().with("/device", claim["device"].clone()).with("/consumer/id_number", "440524188001010014");
+    let used =
+        poor().with("/device", claim["device"].clone()).with("/consumer/id_number", "440524188001010014");
     till.claim(&used).must_refuse("condition-not-met");
     let elsewhere = poor().with("/received_elsewhere", json!([{"programme": "x", "amount": "1.00"}]));
     till.claim(&elsewhere).must_refuse("condition-not-met");

@@ -34,7 +34,10 @@ fn sourced(value: &Value) -> usize {
         Value::Object(members) => {
             let own = usize::from(members.contains_key("clause") && members.contains_key("basis"));
             if own == 1 {
-                assert!(["text", "notice", "choice"].contains(&members["basis"].as_str().unwrap()), "{value}");
+                assert!(
+                    ["text", "notice", "choice"].contains(&members["basis"].as_str().unwrap()),
+                    "{value}"
+                );
             }
             own + members.values().map(sourced).sum::<usize>()
         }
@@ -49,7 +52,12 @@ fn the_programmes_in_force_are_shown_each_number_with_its_source() {
     let till = service.retailer();
     let in_force = |at: &str| {
         let page = till.get(&format!("/v1/programmes?at={}", at.replace('+', "%2B"))).must_be(200);
-        page["items"].as_array().unwrap().iter().map(|programme| programme["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        page["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|programme| programme["id"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
     };
     let mut now = in_force("2026-06-15T10:00:00+08:00");
     now.sort();
@@ -77,10 +85,13 @@ fn a_category_and_a_programme_are_added_by_files_alone() {
     change(&file, "version = 1", "version = 2");
     change(&file, "\"smart_health\"", "\"smart_health\", \"smart_toy\"");
     let text = std::fs::read_to_string(&file).unwrap();
-    let text = text.replace("zj-ai-25", "zj-toys-99").replace("version = 2", "version = 1").replace("0.15", "0.20");
+    let text =
+        text.replace("zj-ai-25", "zj-toys-99").replace("version = 2", "version = 1").replace("0.15", "0.20");
     let text = text.replace("\"smart_glasses\", ", "").replace("value = 10\n", "value = 11\n");
     std::fs::write(programmes.join("zj-toys-99.toml"), text).unwrap();
-    let service = Service::start_with(Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap()));
+    let service = Service::start_with(
+        Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap()),
+    );
     let till = service.retailer();
     let claim = till.claimed(&service.sale().category("smart_toy").price("1000.00"));
     assert_eq!((&claim["programme"], &claim["subsidy"]), (&json!("zj-toys-99"), &json!("200.00")));
@@ -126,7 +137,11 @@ fn a_malformed_programme_file_stops_the_start_with_its_place() {
         let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
         let Err(exit) = Service::try_start(options) else { panic!("it started with {to}") };
         assert!(!exit.status.success());
-        let told = exit.output.lines().find(|line| line.contains("zj-ai-25.toml")).unwrap_or_else(|| panic!("{}", exit.output));
+        let told = exit
+            .output
+            .lines()
+            .find(|line| line.contains("zj-ai-25.toml"))
+            .unwrap_or_else(|| panic!("{}", exit.output));
         let place = told.split("zj-ai-25.toml").nth(1).unwrap();
         assert!(place.chars().any(|c| c.is_ascii_digit()), "the line: {told}");
     }
@@ -148,9 +163,14 @@ fn the_command_line_quotes_without_a_service() {
         let output = command(&[&["quote"], arguments].concat());
         (output.status.success(), said(&output))
     };
-    let (ok, text) = quote(&["--category", "smart_glasses", "--price", "4000.00", "--at", "2026-06-15T10:00:00+08:00"]);
-    assert!(ok && text.contains("600.00") && text.contains("zj-ai-25") && text.contains("national-digital-2026"), "{text}");
-    let (_, text) = quote(&["--category", "phone", "--price", "6999.00", "--at", "2025-06-15T10:00:00+08:00"]);
+    let (ok, text) =
+        quote(&["--category", "smart_glasses", "--price", "4000.00", "--at", "2026-06-15T10:00:00+08:00"]);
+    assert!(
+        ok && text.contains("600.00") && text.contains("zj-ai-25") && text.contains("national-digital-2026"),
+        "{text}"
+    );
+    let (_, text) =
+        quote(&["--category", "phone", "--price", "6999.00", "--at", "2025-06-15T10:00:00+08:00"]);
     assert!(text.contains("price-not-eligible"), "{text}");
     for bad in [["--category", "phone", "--price", "4e3"], ["--category", "Phone!", "--price", "4.00"]] {
         let (ok, text) = quote(&bad);

@@ -27,11 +27,22 @@ fn glasses_in_2026_are_paid_by_measure_25_at_every_price() {
         ("13333.34", "2000.00", None),
         ("20000.00", "2000.00", None),
     ] {
-        let answer = till.post("/v1/quotes", &short("smart_glasses", price, "2026-03-01T12:00:00+08:00")).must_be(200);
-        assert_eq!((&answer["eligible"], &answer["subsidy"], &answer["programme"], &answer["refusal"]), (&json!(true), &json!(subsidy), &json!("zj-ai-25"), &json!(null)), "{price}");
+        let answer =
+            till.post("/v1/quotes", &short("smart_glasses", price, "2026-03-01T12:00:00+08:00")).must_be(200);
+        assert_eq!(
+            (&answer["eligible"], &answer["subsidy"], &answer["programme"], &answer["refusal"]),
+            (&json!(true), &json!(subsidy), &json!("zj-ai-25"), &json!(null)),
+            "{price}"
+        );
         let considered = answer["determination"]["considered"].as_array().unwrap();
-        assert_eq!((&considered[0]["programme"], &considered[0]["chosen"]), (&json!("zj-ai-25"), &json!(true)));
-        let other = considered.iter().find(|one| one["programme"] == "national-digital-2026").expect("the national one is considered");
+        assert_eq!(
+            (&considered[0]["programme"], &considered[0]["chosen"]),
+            (&json!("zj-ai-25"), &json!(true))
+        );
+        let other = considered
+            .iter()
+            .find(|one| one["programme"] == "national-digital-2026")
+            .expect("the national one is considered");
         assert_eq!(other["chosen"], false);
         assert!(other["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{other}");
         match national {
@@ -46,7 +57,10 @@ fn glasses_in_2026_are_paid_by_measure_25_at_every_price() {
             None => assert_eq!(other["amount"], "0.00", "above the ceiling: {other}"),
         }
         // The claim gets what the quote says.
-        assert_eq!(till.claimed(&service.sale().price(price).with("/expected_subsidy", subsidy))["subsidy"], subsidy);
+        assert_eq!(
+            till.claimed(&service.sale().price(price).with("/expected_subsidy", subsidy))["subsidy"],
+            subsidy
+        );
     }
 }
 
@@ -61,18 +75,40 @@ fn the_published_cases_come_out_to_the_fen() {
         }
         till.post("/v1/quotes", &body).must_be(200)
     };
-    let pays = |category: &str, price: &str, grade: Option<u8>, sold_at: &str, subsidy: &str, programme: Value| {
-        let answer = ask(category, price, grade, sold_at);
-        assert_eq!((&answer["subsidy"], &answer["programme"]), (&json!(subsidy), &programme), "{category} {price} {sold_at}");
-        answer
-    };
+    let pays =
+        |category: &str, price: &str, grade: Option<u8>, sold_at: &str, subsidy: &str, programme: Value| {
+            let answer = ask(category, price, grade, sold_at);
+            assert_eq!(
+                (&answer["subsidy"], &answer["programme"]),
+                (&json!(subsidy), &programme),
+                "{category} {price} {sold_at}"
+            );
+            answer
+        };
     let (digital_2025, digital_2026) = (json!("national-digital-2025"), json!("national-digital-2026"));
     pays("phone", "4999.00", None, "2025-06-01T12:00:00+08:00", "500.00", digital_2025.clone());
     pays("phone", "6000.00", None, "2025-06-01T12:00:00+08:00", "500.00", digital_2025.clone());
     let refused = pays("phone", "6999.00", None, "2025-06-01T12:00:00+08:00", "0.00", json!(null));
-    assert_eq!((&refused["eligible"], &refused["refusal"]["code"]), (&json!(false), &json!("price-not-eligible")));
-    pays("computer", "4599.00", Some(1), "2026-06-01T12:00:00+08:00", "689.85", json!("national-appliances-2026"));
-    pays("computer", "24999.00", Some(1), "2026-06-01T12:00:00+08:00", "1500.00", json!("national-appliances-2026"));
+    assert_eq!(
+        (&refused["eligible"], &refused["refusal"]["code"]),
+        (&json!(false), &json!("price-not-eligible"))
+    );
+    pays(
+        "computer",
+        "4599.00",
+        Some(1),
+        "2026-06-01T12:00:00+08:00",
+        "689.85",
+        json!("national-appliances-2026"),
+    );
+    pays(
+        "computer",
+        "24999.00",
+        Some(1),
+        "2026-06-01T12:00:00+08:00",
+        "1500.00",
+        json!("national-appliances-2026"),
+    );
     // The first and the last instant in force.
     pays("smart_bionic", "9000.00", None, "2025-05-31T00:00:00+08:00", "1350.00", json!("zj-ai-25"));
     pays("smart_bionic", "9000.00", None, "2027-12-31T23:59:59.999+08:00", "1350.00", json!("zj-ai-25"));
@@ -116,7 +152,10 @@ fn a_quote_tells_every_refusal_that_the_claim_would_get() {
         let quoted = quote(&till, sale);
         let refused = till.claim(sale);
         assert_eq!(quoted["refusal"]["code"], json!(refused.code()), "{}", refused.text());
-        assert_eq!((&quoted["eligible"], &quoted["subsidy"], &quoted["programme"]), (&json!(false), &json!("0.00"), &json!(null)));
+        assert_eq!(
+            (&quoted["eligible"], &quoted["subsidy"], &quoted["programme"]),
+            (&json!(false), &json!("0.00"), &json!(null))
+        );
         for member in ["code", "status", "title", "detail", "clause", "remedy", "alternatives"] {
             assert_eq!(quoted["refusal"][member], refused.json()[member], "{member} of {}", refused.code());
         }
@@ -131,10 +170,16 @@ fn a_quote_counts_only_what_it_is_given_and_changes_nothing() {
     let taken = service.sale();
     till.claimed(&taken);
     let now = service.now().to_string();
-    assert_eq!(till.post("/v1/quotes", &short("smart_glasses", "4000.00", &now)).must_be(200)["eligible"], true);
+    assert_eq!(
+        till.post("/v1/quotes", &short("smart_glasses", "4000.00", &now)).must_be(200)["eligible"],
+        true
+    );
     let sale = service.sale();
     let first = quote(&till, &sale);
-    assert_eq!((&first["eligible"], &first["subsidy"], &first["payable"]), (&json!(true), &json!("600.00"), &json!("3400.00")));
+    assert_eq!(
+        (&first["eligible"], &first["subsidy"], &first["payable"]),
+        (&json!(true), &json!("600.00"), &json!("3400.00"))
+    );
     for _ in 0..3 {
         assert_eq!(quote(&till, &sale), first);
     }

@@ -6,7 +6,11 @@ use crate::support::{Options, Service, at_once, fresh_key, json};
 
 /// A service whose retailers may send 20 requests a second, 20 at once.
 fn slow_service() -> Service {
-    Service::start_with(Options::default().env("SUBSIDY_POS__SHIELD__RETAILER_PER_SECOND", "20").env("SUBSIDY_POS__SHIELD__RETAILER_BURST", "20"))
+    Service::start_with(
+        Options::default()
+            .env("SUBSIDY_POS__SHIELD__RETAILER_PER_SECOND", "20")
+            .env("SUBSIDY_POS__SHIELD__RETAILER_BURST", "20"),
+    )
 }
 
 #[test]
@@ -18,7 +22,11 @@ fn what_is_too_much_is_answered_429_and_told_when_to_come_back() {
     assert!((15..=59).contains(&refused.len()), "{} of 60 were refused", refused.len());
     for answer in &refused {
         answer.must_refuse("rate-limited");
-        assert!(answer.header("ratelimit").is_some_and(|value| value.contains("r=0")), "{:?}", answer.headers);
+        assert!(
+            answer.header("ratelimit").is_some_and(|value| value.contains("r=0")),
+            "{:?}",
+            answer.headers
+        );
     }
     other.get("/v1/claims/x").must_refuse("claim-not-found");
     std::thread::sleep(Duration::from_secs(2));

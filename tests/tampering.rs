@@ -49,7 +49,10 @@ fn row(connection: &Connection, position: u64) -> (Cell, Cell) {
 }
 
 fn set(connection: &Connection, position: u64, (hash, entry): &(Cell, Cell)) {
-    let changed = connection.execute("UPDATE journal SET hash = ?, entry = ? WHERE position = ?", params![hash, entry, position as i64]);
+    let changed = connection.execute(
+        "UPDATE journal SET hash = ?, entry = ? WHERE position = ?",
+        params![hash, entry, position as i64],
+    );
     assert_eq!(changed.unwrap(), 1);
 }
 
@@ -66,7 +69,11 @@ fn text(entry: &Cell) -> String {
 }
 
 fn like(cell: &Cell, bytes: Vec<u8>) -> Cell {
-    if matches!(cell, Cell::Text(_)) { Cell::Text(String::from_utf8_lossy(&bytes).into_owned()) } else { Cell::Blob(bytes) }
+    if matches!(cell, Cell::Text(_)) {
+        Cell::Text(String::from_utf8_lossy(&bytes).into_owned())
+    } else {
+        Cell::Blob(bytes)
+    }
 }
 
 fn hash(entry: &str, like_this: &Cell) -> Cell {
@@ -87,7 +94,8 @@ fn must_name(service: &Service, position: u64, more: &[&str]) {
     let output = verify(service.data(), more);
     let told = said(&output);
     assert_eq!(output.status.code(), Some(1), "{told}");
-    let numbers: Vec<_> = told.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse::<u64>().ok()).collect();
+    let numbers: Vec<_> =
+        told.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse::<u64>().ok()).collect();
     assert!(told.contains(&format!("position {position}")), "position {position} in: {told}");
     assert!(numbers.contains(&position), "{told}");
     assert!(!told.contains("panicked"), "{told}");
@@ -112,7 +120,11 @@ fn one_changed_byte_is_found_wherever_it_is() {
                 bytes[7] ^= 0x10;
                 Cell::Blob(bytes)
             }
-            Cell::Text(text) => Cell::Text(if text.starts_with('0') { format!("1{}", &text[1..]) } else { format!("0{}", &text[1..]) }),
+            Cell::Text(text) => Cell::Text(if text.starts_with('0') {
+                format!("1{}", &text[1..])
+            } else {
+                format!("0{}", &text[1..])
+            }),
             other => panic!("{other:?}"),
         };
         set(&connection, position, &(bent, good.1.clone()));
@@ -134,7 +146,10 @@ fn a_byte_changed_with_its_hash_made_to_fit_is_found_at_the_next_entry_at_the_la
     let output = verify(service.data(), &[]);
     let told = said(&output);
     assert_eq!(output.status.code(), Some(1), "{told}");
-    assert!([middle, middle + 1].iter().any(|position| told.contains(&format!("position {position}"))), "{told}");
+    assert!(
+        [middle, middle + 1].iter().any(|position| told.contains(&format!("position {position}"))),
+        "{told}"
+    );
 }
 
 #[test]
@@ -144,7 +159,9 @@ fn a_missing_row_is_found() {
     connection.execute("DELETE FROM journal WHERE position = ?", [middle as i64]).unwrap();
     must_name(&service, middle, &[]);
     // Closing the gap does not help.
-    connection.execute("UPDATE journal SET position = -position WHERE position > ?", [middle as i64]).unwrap();
+    connection
+        .execute("UPDATE journal SET position = -position WHERE position > ?", [middle as i64])
+        .unwrap();
     connection.execute("UPDATE journal SET position = -position - 1 WHERE position < 0", []).unwrap();
     must_name(&service, middle, &[]);
 }
@@ -169,9 +186,16 @@ fn a_row_put_in_between_is_found() {
     let (service, middle) = history();
     let connection = open(service.data());
     let copy = row(&connection, middle - 1);
-    connection.execute("UPDATE journal SET position = -position WHERE position >= ?", [middle as i64]).unwrap();
+    connection
+        .execute("UPDATE journal SET position = -position WHERE position >= ?", [middle as i64])
+        .unwrap();
     connection.execute("UPDATE journal SET position = -position + 1 WHERE position < 0", []).unwrap();
-    connection.execute("INSERT INTO journal (position, hash, entry) VALUES (?, ?, ?)", params![middle as i64, copy.0, copy.1]).unwrap();
+    connection
+        .execute(
+            "INSERT INTO journal (position, hash, entry) VALUES (?, ?, ?)",
+            params![middle as i64, copy.0, copy.1],
+        )
+        .unwrap();
     must_name(&service, middle, &[]);
 }
 
@@ -181,7 +205,12 @@ fn a_row_added_at_the_end_is_found() {
     let connection = open(service.data());
     let end = last(&connection);
     let copy = row(&connection, end);
-    connection.execute("INSERT INTO journal (position, hash, entry) VALUES (?, ?, ?)", params![end as i64 + 1, copy.0, copy.1]).unwrap();
+    connection
+        .execute(
+            "INSERT INTO journal (position, hash, entry) VALUES (?, ?, ?)",
+            params![end as i64 + 1, copy.0, copy.1],
+        )
+        .unwrap();
     must_name(&service, end + 1, &[]);
 }
 
@@ -195,7 +224,11 @@ fn a_service_does_not_start_on_a_journal_that_was_changed() {
         set(&connection, middle, &(good.0.clone(), like(&good.1, bent.into_bytes())));
     }
     let Err(exit) = service.try_start_again() else { panic!("it started") };
-    assert!(exit.output.contains(&middle.to_string()) && !exit.output.contains("panicked"), "{}", exit.output);
+    assert!(
+        exit.output.contains(&middle.to_string()) && !exit.output.contains("panicked"),
+        "{}",
+        exit.output
+    );
 }
 
 /// The signed head that the running service gives, and the key to check it with.

@@ -9,7 +9,12 @@ use crate::support::{Caller, Random, Sale, Service, Value, fen, json, yuan};
 type Counts = BTreeMap<&'static str, (i64, i64)>;
 
 /// The totals of a fold, grouped by `dimensions`, of moves on the days from `from` to `to`.
-fn expected(fold: &Fold, dimensions: &[&str], basis: &str, days: (&str, &str)) -> BTreeMap<Vec<String>, Counts> {
+fn expected(
+    fold: &Fold,
+    dimensions: &[&str],
+    basis: &str,
+    days: (&str, &str),
+) -> BTreeMap<Vec<String>, Counts> {
     let mut totals: BTreeMap<Vec<String>, Counts> = BTreeMap::new();
     for (at_ms, claim_id, from, to) in &fold.moves {
         let made = &fold.claims[claim_id].made;
@@ -78,7 +83,10 @@ fn compare(regulator: &Caller, fold: &Fold, dimensions: &[&str], basis: &str, da
     let expected = expected(fold, dimensions, basis, days.unwrap_or(("0", "9")));
     let mut told = BTreeMap::new();
     for row in answer["items"].as_array().expect("items") {
-        let group: Vec<_> = dimensions.iter().map(|dimension| row[*dimension].as_str().expect("a group").to_owned()).collect();
+        let group: Vec<_> = dimensions
+            .iter()
+            .map(|dimension| row[*dimension].as_str().expect("a group").to_owned())
+            .collect();
         let mut counts = Counts::new();
         for what in ["held", "redeemed", "returned", "net"] {
             counts.insert(what, (row[what]["items"].as_i64().expect("items"), fen(&row[what]["subsidy"])));
@@ -92,11 +100,17 @@ fn compare(regulator: &Caller, fold: &Fold, dimensions: &[&str], basis: &str, da
             let row = told.get(group).unwrap_or_else(|| panic!("no row for {group:?} in {query}"));
             let (told_items, told_money) = row[what];
             assert_eq!(yuan(told_money), yuan(money), "{what} of {group:?} in {query}");
-            assert!(what == "sales" || told_items == items, "{what} of {group:?} in {query}: {told_items}, not {items}");
+            assert!(
+                what == "sales" || told_items == items,
+                "{what} of {group:?} in {query}: {told_items}, not {items}"
+            );
         }
     }
     let nothing = |counts: &Counts| counts.values().all(|count| *count == (0, 0));
-    assert!(told.iter().all(|(group, counts)| expected.contains_key(group) || nothing(counts)), "{query}: {told:?}");
+    assert!(
+        told.iter().all(|(group, counts)| expected.contains_key(group) || nothing(counts)),
+        "{query}: {told:?}"
+    );
 }
 
 #[test]
@@ -137,7 +151,12 @@ fn totals_equal_a_fold_of_the_journal_however_they_are_grouped() {
     let fold = Fold::of(&service.entries());
     assert!(["returned", "released", "cancelled", "expired"].iter().all(|status| fold.count(status) > 0));
     for basis in ["day", "sale"] {
-        for days in [None, Some(("2026-06-16", "2026-06-16")), Some(("2026-06-15", "2026-06-16")), Some(("2026-01-01", "2026-06-14"))] {
+        for days in [
+            None,
+            Some(("2026-06-16", "2026-06-16")),
+            Some(("2026-06-15", "2026-06-16")),
+            Some(("2026-01-01", "2026-06-14")),
+        ] {
             for dimensions in [
                 vec![],
                 vec!["day"],
@@ -156,7 +175,11 @@ fn totals_equal_a_fold_of_the_journal_however_they_are_grouped() {
     }
     for (id, money) in &fold.funds {
         let fund = regulator.fund(id);
-        assert_eq!((fen(&fund["budget"]), fen(&fund["held"]), fen(&fund["redeemed"])), (money.budget, money.held, money.redeemed), "{id}");
+        assert_eq!(
+            (fen(&fund["budget"]), fen(&fund["held"]), fen(&fund["redeemed"])),
+            (money.budget, money.held, money.redeemed),
+            "{id}"
+        );
     }
     service.must_verify();
 }
@@ -178,7 +201,15 @@ fn a_regulator_of_some_regions_gets_the_totals_of_these() {
 fn malformed_questions_about_totals_are_refused() {
     let service = Service::start();
     let regulator = service.regulator();
-    for bad in ["group_by=colour", "group_by=day,day", "basis=invoice", "from=yesterday", "from=2026-06-16&to=2026-06-15", "colour=red", "group_by="] {
+    for bad in [
+        "group_by=colour",
+        "group_by=day,day",
+        "basis=invoice",
+        "from=yesterday",
+        "from=2026-06-16&to=2026-06-15",
+        "colour=red",
+        "group_by=",
+    ] {
         let answer = regulator.get(&format!("/v1/totals?{bad}"));
         assert_eq!(answer.status, 400, "{bad}: {}", answer.text());
     }
@@ -205,9 +236,13 @@ fn the_journal_can_be_read_and_checked_by_anyone_who_may() {
         before = hash;
     }
     let head = regulator.get("/v1/journal/head").must_be(200);
-    assert_eq!((head["position"].as_u64(), head["hash"].as_str()), (Some(rows.len() as u64), Some(before.as_str())));
+    assert_eq!(
+        (head["position"].as_u64(), head["hash"].as_str()),
+        (Some(rows.len() as u64), Some(before.as_str()))
+    );
     let page = regulator.get("/v1/journal?after=3&limit=2").must_be(200);
-    let positions: Vec<_> = page["items"].as_array().unwrap().iter().map(|row| row["position"].as_u64().unwrap()).collect();
+    let positions: Vec<_> =
+        page["items"].as_array().unwrap().iter().map(|row| row["position"].as_u64().unwrap()).collect();
     assert_eq!(positions, [4, 5]);
     for bad in ["after=-1", "after=x", "limit=0", "limit=201"] {
         assert_eq!(regulator.get(&format!("/v1/journal?{bad}")).status, 400, "{bad}");

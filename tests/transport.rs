@@ -28,7 +28,12 @@ fn a_body_over_its_bound_is_refused() {
         "POST /v1/claims HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\ncontent-type: application/json\r\nidempotency-key: k2\r\ntransfer-encoding: chunked\r\n\r\n",
         till.authorization()
     );
-    let answer = raw(&service.address(), &[head.as_bytes(), chunk.as_bytes(), chunk.as_bytes()], Duration::from_millis(50), SOON);
+    let answer = raw(
+        &service.address(),
+        &[head.as_bytes(), chunk.as_bytes(), chunk.as_bytes()],
+        Duration::from_millis(50),
+        SOON,
+    );
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
 }
 
@@ -47,12 +52,15 @@ fn only_json_without_an_encoding_is_taken() {
     ] {
         let mut headers = headers;
         headers.push(("idempotency-key", "k"));
-        till.send("POST", "/v1/claims", &headers, Some(body.as_bytes())).must_refuse("unsupported-media-type");
+        till.send("POST", "/v1/claims", &headers, Some(body.as_bytes()))
+            .must_refuse("unsupported-media-type");
     }
-    for kind in ["application/json", "Application/JSON; Charset=\"UTF-8\"", "application/json;charset=utf-8"] {
+    for kind in ["application/json", "Application/JSON; Charset=\"UTF-8\"", "application/json;charset=utf-8"]
+    {
         let key = fresh_key();
         let body = service.sale().body.to_string();
-        let headers = [("content-type", kind), ("idempotency-key", key.as_str()), ("content-encoding", "identity")];
+        let headers =
+            [("content-type", kind), ("idempotency-key", key.as_str()), ("content-encoding", "identity")];
         assert_eq!(till.send("POST", "/v1/claims", &headers, Some(body.as_bytes())).status, 201, "{kind}");
     }
 }
@@ -61,7 +69,17 @@ fn only_json_without_an_encoding_is_taken() {
 fn an_unknown_path_and_a_wrong_verb_are_told_apart() {
     let service = Service::start();
     for caller in [service.nobody(), service.retailer()] {
-        for path in ["/", "/v1", "/v1/", "/v2/claims", "/v1/claims/", "/v1/claims/x/y/z", "/V1/claims", "/v1//claims", "/metrics"] {
+        for path in [
+            "/",
+            "/v1",
+            "/v1/",
+            "/v2/claims",
+            "/v1/claims/",
+            "/v1/claims/x/y/z",
+            "/V1/claims",
+            "/v1//claims",
+            "/metrics",
+        ] {
             caller.get(path).must_refuse("not-found");
         }
         for (method, path, allow) in [
@@ -75,7 +93,12 @@ fn an_unknown_path_and_a_wrong_verb_are_told_apart() {
         ] {
             let answer = caller.send(method, path, &[], None);
             answer.must_refuse("method-not-allowed");
-            let mut allowed: Vec<_> = answer.header("allow").expect("Allow").split(", ").filter(|verb| *verb != "OPTIONS").collect();
+            let mut allowed: Vec<_> = answer
+                .header("allow")
+                .expect("Allow")
+                .split(", ")
+                .filter(|verb| *verb != "OPTIONS")
+                .collect();
             allowed.sort_unstable();
             let without_head: Vec<_> = allowed.iter().copied().filter(|verb| *verb != "HEAD").collect();
             let expected: Vec<_> = allow.split(", ").filter(|verb| *verb != "HEAD").collect();
@@ -92,9 +115,11 @@ fn a_request_that_never_ends_is_answered_408() {
         "POST /v1/claims HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\ncontent-type: application/json\r\nidempotency-key: k\r\ncontent-length: 900\r\n\r\n{{\"mode\":",
         till.authorization()
     );
-    let slow_body: Vec<&[u8]> = std::iter::once(head.as_bytes()).chain(std::iter::repeat_n(b" ".as_slice(), 26)).collect();
-    let slow_head: Vec<&[u8]> =
-        std::iter::once(b"POST /v1/claims HTTP/1.1\r\nhost: x\r\n".as_slice()).chain(std::iter::repeat_n(b"a: b\r\n".as_slice(), 26)).collect();
+    let slow_body: Vec<&[u8]> =
+        std::iter::once(head.as_bytes()).chain(std::iter::repeat_n(b" ".as_slice(), 26)).collect();
+    let slow_head: Vec<&[u8]> = std::iter::once(b"POST /v1/claims HTTP/1.1\r\nhost: x\r\n".as_slice())
+        .chain(std::iter::repeat_n(b"a: b\r\n".as_slice(), 26))
+        .collect();
     let answers = at_once(4, |index| {
         let began = Instant::now();
         let pause = Duration::from_millis(500);
@@ -115,7 +140,10 @@ fn a_request_that_never_ends_is_answered_408() {
         assert!(*took < Duration::from_secs(17), "{took:?}");
     }
     for (took, answer) in &answers[..2] {
-        assert!(answer.contains("application/problem+json") && answer.contains("/problems/request-timeout"), "{answer}");
+        assert!(
+            answer.contains("application/problem+json") && answer.contains("/problems/request-timeout"),
+            "{answer}"
+        );
         assert!(*took > Duration::from_secs(8), "ten seconds are given: {took:?}");
     }
 }
@@ -126,11 +154,25 @@ fn nonsense_on_the_wire_gets_a_problem_or_a_closed_connection_and_never_a_500() 
     let till = service.retailer();
     let long_target = format!("GET /v1/claims?{} HTTP/1.1\r\nhost: x\r\n\r\n", "x".repeat(200_000));
     let long_header = format!("GET /healthz HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "x".repeat(300_000));
-    let two_lengths = "POST /v1/claims HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nabcdef";
+    let two_lengths =
+        "POST /v1/claims HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nabcdef";
     let both = "POST /v1/claims HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
-    for bytes in ["nonsense\r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "\0\0\0\0", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", two_lengths, both, long_target.as_str(), long_header.as_str()] {
+    for bytes in [
+        "nonsense\r\n\r\n",
+        "GET\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "\0\0\0\0",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        two_lengths,
+        both,
+        long_target.as_str(),
+        long_header.as_str(),
+    ] {
         let answer = raw(&service.address(), &[bytes.as_bytes()], Duration::ZERO, Duration::from_millis(400));
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4") || answer.starts_with("HTTP/1.0 4"), "{bytes:.30?}: {answer:.200}");
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 4") || answer.starts_with("HTTP/1.0 4"),
+            "{bytes:.30?}: {answer:.200}"
+        );
     }
     let odd = till.send("GET", "/v1/claims/%00%ff", &[], None);
     odd.must_refuse("claim-not-found");
@@ -143,7 +185,8 @@ fn every_answer_has_a_request_id_of_its_own() {
     let service = Service::start();
     let till = service.retailer();
     let mut seen = std::collections::HashSet::new();
-    for path in ["/healthz", "/v1/claims", "/v1/claims/x", "/nowhere", "/openapi.json", "/problems/cancelled"] {
+    for path in ["/healthz", "/v1/claims", "/v1/claims/x", "/nowhere", "/openapi.json", "/problems/cancelled"]
+    {
         for _ in 0..3 {
             let answer = till.get(path);
             assert!(seen.insert(answer.header("x-request-id").expect("an id").to_owned()), "{path}");
@@ -172,7 +215,11 @@ fn the_description_is_valid_and_its_page_needs_no_one_else() {
     let service = Service::start();
     let nobody = service.nobody();
     let document = nobody.get("/openapi.json").must_be(200);
-    assert!(document["openapi"].as_str().is_some_and(|version| version.starts_with("3.1")), "{}", document["openapi"]);
+    assert!(
+        document["openapi"].as_str().is_some_and(|version| version.starts_with("3.1")),
+        "{}",
+        document["openapi"]
+    );
     let text = document.to_string();
     // Every reference within the document leads somewhere.
     for (start, _) in text.match_indices("\"$ref\":\"#") {
@@ -182,9 +229,14 @@ fn the_description_is_valid_and_its_page_needs_no_one_else() {
     }
     for (path, operations) in document["paths"].as_object().unwrap() {
         for (method, operation) in operations.as_object().unwrap() {
-            assert!(operation["responses"].as_object().is_some_and(|responses| !responses.is_empty()), "{method} {path}");
+            assert!(
+                operation["responses"].as_object().is_some_and(|responses| !responses.is_empty()),
+                "{method} {path}"
+            );
             let named = path.matches('{').count();
-            let described = operation["parameters"].as_array().map_or(0, |list| list.iter().filter(|one| one["in"] == "path").count());
+            let described = operation["parameters"]
+                .as_array()
+                .map_or(0, |list| list.iter().filter(|one| one["in"] == "path").count());
             assert_eq!(named, described, "{method} {path}");
         }
     }
@@ -222,7 +274,10 @@ fn the_example_of_the_contract_is_answered_as_it_says() {
         assert_eq!(&claim[member], value, "{member}");
     }
     let determination = &claim["determination"];
-    assert_eq!((&determination["rounding"], &determination["overlap"]), (&json!("down_to_fen"), &json!("highest_only")));
+    assert_eq!(
+        (&determination["rounding"], &determination["overlap"]),
+        (&json!("down_to_fen"), &json!("highest_only"))
+    );
     let considered = determination["considered"].as_array().unwrap();
     assert_eq!(considered.len(), 2, "{considered:?}");
     let chosen = json!({"programme": "zj-ai-25", "price_base": "4000.00", "rate": "0.15", "computed": "600.00",

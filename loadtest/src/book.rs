@@ -67,7 +67,8 @@ impl BookWatch {
     fn positions(&self) -> Result<Positions> {
         let (status, text) = client::get_blocking(self.operations, "/readyz", None)?;
         ensure!(status == 200, "/readyz answers {status}: {text}");
-        Positions::read(&text).with_context(|| format!("/readyz does not say where journal and book are: {text}"))
+        Positions::read(&text)
+            .with_context(|| format!("/readyz does not say where journal and book are: {text}"))
     }
 }
 

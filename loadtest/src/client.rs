@@ -16,8 +16,11 @@ const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// An open connection.
 #[derive(Debug)]
 pub struct Connection {
+    to: SocketAddr,
     stream: TcpStream,
     buffer: Vec<u8>,
+    /// The server said that it closes the connection after this answer.
+    closing: bool,
 }
 
 /// An answer as it arrived.
@@ -48,13 +51,15 @@ impl Answer<'_> {
 impl Connection {
     /// Connects.
     pub async fn open(to: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(to).await.with_context(|| format!("connecting to {to}"))?;
-        stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: vec![0; READ_BYTES] })
+        let stream = connect(to).await?;
+        Ok(Self { to, stream, buffer: vec![0; READ_BYTES], closing: false })
     }
 
     /// Sends a request and waits for its answer.
     pub async fn exchange(&mut self, request: &[u8]) -> Result<Answer<'_>> {
+        if self.closing {
+            self.stream = connect(self.to).await?;
+        }
         self.stream.write_all(request).await.context("sending a request")?;
         let mut filled = 0;
         let (status, head, end) = loop {
@@ -80,7 +85,10 @@ impl Connection {
         }
         let (head, body) =
             self.buffer.get(..end).unwrap_or_default().split_at_checked(head).unwrap_or_default();
-        Ok(Answer { status, head, body })
+        let answer = Answer { status, head, body };
+        // Only refusals of what was not read to its end close the connection.
+        self.closing = status >= 400 && answer.has("connection: close");
+        Ok(answer)
     }
 
     async fn read(&mut self, filled: usize) -> Result<usize> {
@@ -93,6 +101,12 @@ impl Connection {
             bytes => Ok(bytes),
         }
     }
+}
+
+async fn connect(to: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect(to).await.with_context(|| format!("connecting to {to}"))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// Status and length of the body.

@@ -19,15 +19,39 @@ use crate::report::{self, Figures, Latency, Table, ms};
 use crate::script::Shares;
 use crate::subject::{self, Databases, Generator, Round, Service};
 
-/// Rounds of the comparison; the order is turned about in every other one.
-const ROUNDS: usize = 3;
-/// How long each subject is loaded in each round.
-const SPAN: Span = Span { warm_up: Duration::from_millis(1500), window: Duration::from_secs(10) };
-/// How long the service must keep up with its book.
-const SUSTAINED: Duration = Duration::from_secs(60);
-/// How long the open loops run.
-const PACED: Duration = Duration::from_secs(60);
-const PACED_SHARED: Duration = Duration::from_secs(20);
+/// How long things are measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Lengths {
+    /// Rounds; the order is turned about in every other one.
+    rounds: usize,
+    /// Each subject in each round.
+    span: Span,
+    /// Claims with the book in view.
+    sustained: Duration,
+    /// The open loops: on the embedded journal, and on PostgreSQL.
+    paced: Duration,
+    paced_shared: Duration,
+}
+
+impl Lengths {
+    /// What figures are worth.
+    pub const FULL: Self = Self {
+        rounds: 3,
+        span: Span { warm_up: Duration::from_millis(1500), window: Duration::from_secs(10) },
+        sustained: Duration::from_secs(60),
+        paced: Duration::from_secs(60),
+        paced_shared: Duration::from_secs(20),
+    };
+    /// To see that everything works.
+    pub const BRIEF: Self = Self {
+        rounds: 1,
+        span: Span { warm_up: Duration::from_millis(500), window: Duration::from_secs(2) },
+        sustained: Duration::from_secs(5),
+        paced: Duration::from_secs(5),
+        paced_shared: Duration::from_secs(5),
+    };
+}
+
 /// The spike: so many times the ordinary load, for so long, with so much before and after it.
 const SPIKE: u64 = 20;
 const SPIKE_LENGTH: Duration = Duration::from_secs(5);
@@ -79,6 +103,7 @@ impl Subject {
 /// All that runs during a comparison.
 struct Field {
     generator: Generator,
+    lengths: Lengths,
     tokens: Tokens,
     ceiling: Server,
     ceiling_serde: Server,
@@ -93,6 +118,7 @@ impl Field {
         workplace: &Workplace,
         binary: &Path,
         generator: Generator,
+        lengths: Lengths,
         missing: &mut Vec<String>,
     ) -> Result<Self> {
         let data = workplace.directory("embedded")?;
@@ -113,27 +139,27 @@ impl Field {
                 .map_err(|error| left_out("the plain service", error))
                 .ok();
         }
-        Ok(Self { generator, tokens, ceiling, ceiling_serde, embedded, databases, shared, plain })
+        Ok(Self { generator, lengths, tokens, ceiling, ceiling_serde, embedded, databases, shared, plain })
     }
 
     /// One round of one subject, if it is there.
     fn round(&mut self, subject: Subject) -> Result<Option<Round>> {
-        let generator = self.generator;
+        let (generator, span) = (self.generator, self.lengths.span);
         let round = match subject {
-            Subject::Ceiling => subject::ceiling(&self.ceiling, &self.tokens, generator, SPAN)?,
-            Subject::CeilingSerde => subject::ceiling(&self.ceiling_serde, &self.tokens, generator, SPAN)?,
-            Subject::Embedded => self.embedded.claims(generator, SPAN, Shares::default(), &mut || Ok(()))?,
-            Subject::Replays => self.embedded.replays(generator, SPAN)?,
-            Subject::Batches => self.embedded.batches(generator, SPAN)?,
-            Subject::Quotes => self.embedded.quotes(generator, SPAN)?,
+            Subject::Ceiling => subject::ceiling(&self.ceiling, &self.tokens, generator, span)?,
+            Subject::CeilingSerde => subject::ceiling(&self.ceiling_serde, &self.tokens, generator, span)?,
+            Subject::Embedded => self.embedded.claims(generator, span, Shares::default(), &mut || Ok(()))?,
+            Subject::Replays => self.embedded.replays(generator, span)?,
+            Subject::Batches => self.embedded.batches(generator, span)?,
+            Subject::Quotes => self.embedded.quotes(generator, span)?,
             Subject::Shared => match &mut self.shared {
-                Some(service) => service.claims(generator, SPAN, Shares::default(), &mut || Ok(()))?,
+                Some(service) => service.claims(generator, span, Shares::default(), &mut || Ok(()))?,
                 None => return Ok(None),
             },
             Subject::Plain => match (&self.plain, &self.databases) {
                 (Some(server), Some(databases)) => {
                     let beside = databases.postgres.processes();
-                    subject::plain(server, &beside, &self.tokens, generator, SPAN)?
+                    subject::plain(server, &beside, &self.tokens, generator, span)?
                 }
                 _ => return Ok(None),
             },
@@ -239,12 +265,12 @@ struct Report {
 }
 
 /// Makes the comparison and writes its results.
-pub fn run(workplace: &Workplace, generator: Generator, out: &Path) -> Result<()> {
+pub fn run(workplace: &Workplace, generator: Generator, out: &Path, lengths: Lengths) -> Result<()> {
     let binary = process::service_binary()?;
     let machine = Machine::describe(workplace.path())?;
     println!("{}\n", machine.text());
     let mut left_out = Vec::new();
-    let mut field = Field::set_up(workplace, &binary, generator, &mut left_out)?;
+    let mut field = Field::set_up(workplace, &binary, generator, lengths, &mut left_out)?;
 
     let subjects = rounds(&mut field)?;
     let median = |subject: Subject| {
@@ -259,10 +285,18 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path) -> Result<()
     let mut paced = Vec::new();
     let mut lines = Vec::new();
     let half = (embedded / 2.0) as u64;
-    paced_run(&mut field.embedded, Subject::Embedded, generator, half, PACED, &mut paced, &mut lines)?;
+    paced_run(
+        &mut field.embedded,
+        Subject::Embedded,
+        generator,
+        half,
+        lengths.paced,
+        &mut paced,
+        &mut lines,
+    )?;
     if let (Some(service), Some(peak)) = (&mut field.shared, shared) {
         let half = (peak / 2.0) as u64;
-        paced_run(service, Subject::Shared, generator, half, PACED_SHARED, &mut paced, &mut lines)?;
+        paced_run(service, Subject::Shared, generator, half, lengths.paced_shared, &mut paced, &mut lines)?;
     }
     let spike = spike(&mut field.embedded, generator, embedded as u64)?;
     field.check_money()?;
@@ -284,9 +318,10 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path) -> Result<()
 }
 
 fn rounds(field: &mut Field) -> Result<Vec<Summary>> {
+    let count = field.lengths.rounds;
     let mut rounds: Vec<(Subject, Vec<Round>)> = Subject::ALL.map(|subject| (subject, Vec::new())).into();
-    let progress = Progress::new("", (ROUNDS * rounds.len()) as u64);
-    for number in 0..ROUNDS {
+    let progress = Progress::new("", (count * rounds.len()) as u64);
+    for number in 0..count {
         let order: Vec<usize> =
             if number % 2 == 0 { (0..rounds.len()).collect() } else { (0..rounds.len()).rev().collect() };
         for place in order {
@@ -315,9 +350,10 @@ fn rounds(field: &mut Field) -> Result<Vec<Summary>> {
 
 fn sustained(field: &mut Field, ceiling: f64) -> Result<Sustained> {
     let operations = field.embedded.server.operations.context("the service has no operations listener")?;
+    let length = field.lengths.sustained;
     let mut watch = BookWatch::new(operations);
-    let progress = Progress::new("claims for a minute, the book in view", SUSTAINED.as_secs() * 4);
-    let span = Span { window: SUSTAINED, ..SPAN };
+    let progress = Progress::new("claims with the book in view", length.as_secs() * 4);
+    let span = Span { window: length, ..field.lengths.span };
     let round = field.embedded.claims(field.generator, span, Shares::default(), &mut || {
         progress.add(1);
         watch.look()
@@ -325,7 +361,7 @@ fn sustained(field: &mut Field, ceiling: f64) -> Result<Sustained> {
     progress.done();
     field.embedded.rest()?;
     Ok(Sustained {
-        seconds: SUSTAINED.as_secs(),
+        seconds: length.as_secs(),
         per_second: round.per_second,
         ratio: round.per_second / ceiling,
         book_worst_lag_ms: u64::try_from(watch.worst.as_millis())?,
@@ -482,17 +518,17 @@ pub fn quick(workplace: &Workplace, generator: Generator, out: &Path, seconds: u
     let operations = service.server.operations.context("the service has no operations listener")?;
 
     let progress = Progress::new("the ceiling", seconds * 4);
-    let before = subject::ceiling(&server, &tokens, generator, SPAN)?;
+    let before = subject::ceiling(&server, &tokens, generator, Lengths::FULL.span)?;
     progress.say("claims, embedded");
     let mut watch = BookWatch::new(operations);
-    let span = Span { window: Duration::from_secs(seconds), ..SPAN };
+    let span = Span { window: Duration::from_secs(seconds), ..Lengths::FULL.span };
     let embedded = service.claims(generator, span, Shares::default(), &mut || {
         progress.add(1);
         watch.look()
     })?;
     let caught_up = service.rest()?;
     progress.say("the ceiling again");
-    let after = subject::ceiling(&server, &tokens, generator, SPAN)?;
+    let after = subject::ceiling(&server, &tokens, generator, Lengths::FULL.span)?;
     progress.done();
     service.check_money()?;
     service.stop()?;
@@ -541,7 +577,7 @@ pub fn mixed(workplace: &Workplace, generator: Generator, seconds: u64, shares: 
     let data = workplace.directory("embedded")?;
     let mut service = Service::start("embedded", &binary, &data, workplace, &[], Vec::new())?;
     let progress = Progress::new("mixed traffic", seconds * 4);
-    let span = Span { window: Duration::from_secs(seconds), ..SPAN };
+    let span = Span { window: Duration::from_secs(seconds), ..Lengths::FULL.span };
     let round = service.claims(generator, span, shares, &mut || {
         progress.add(1);
         Ok(())

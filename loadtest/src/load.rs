@@ -238,7 +238,8 @@ fn on_this_thread<S: Script, F: Future<Output = Result<S>> + 'static>(
         anyhow::Ok(scripts)
     };
     let deadline = shared.until + GRACE;
-    let joined = local.run_until(tokio::time::timeout_at(deadline.into(), joined));
+    // The time limit must be made where the runtime's timers are.
+    let joined = local.run_until(async { tokio::time::timeout_at(deadline.into(), joined).await });
     runtime.block_on(joined).map_err(|_| anyhow!("the service did not answer within {GRACE:?}"))?
 }
 

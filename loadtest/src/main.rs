@@ -27,6 +27,7 @@ mod script;
 mod stock;
 mod subject;
 
+use compare::Lengths;
 use process::Workplace;
 use script::Shares;
 use subject::Generator;
@@ -58,6 +59,9 @@ struct Settings {
     /// Threads of the generator
     #[arg(long, default_value_t = 1, global = true)]
     threads: usize,
+    /// Shorten the comparison to less than two minutes: to see that it works, not for figures
+    #[arg(long)]
+    brief: bool,
     /// Leave data and logs where they are
     #[arg(long, global = true)]
     keep: bool,
@@ -146,7 +150,10 @@ fn measure(workplace: &Workplace, settings: &Settings, command: Option<Command>)
     let generator = Generator { connections: settings.connections.max(1), threads: settings.threads.max(1) };
     let out = settings.out.as_path();
     match command {
-        None => compare::run(workplace, generator, out),
+        None => {
+            let lengths = if settings.brief { Lengths::BRIEF } else { Lengths::FULL };
+            compare::run(workplace, generator, out, lengths)
+        }
         Some(Command::Quick { seconds }) => compare::quick(workplace, generator, out, seconds),
         Some(Command::Ledger) => {
             let machine = machine::Machine::describe(workplace.path())?;

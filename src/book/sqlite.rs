@@ -1,7 +1,7 @@
 //! The book in a SQLite file.
 //!
 //! Built for writing: claims are rows of integers in the order of the journal, and the only indexes on
-//! random keys are cut into runs of [`RUN`] positions, so that adding a claim touches pages that are in
+//! random keys are cut into runs of 65,536 positions, so that adding a claim touches pages that are in
 //! memory however large the book is. A lookup probes the runs one after the other, newest first, which
 //! is the order in which lists are wanted. Days are ranges of positions, because the times of entries
 //! never fall.
@@ -9,7 +9,7 @@
 //! The file commits lazily but never tears (WAL, `synchronous=NORMAL`): a loss of power can cost the
 //! last seconds, which the projector carries in again. Only the projector writes and checkpoints.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use rusqlite::config::DbConfig;
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
@@ -48,9 +50,10 @@ pub const FILE: &str = "book.db";
 /// The format of the tables; a file of another is dropped and rebuilt.
 const FORMAT: i64 = 1;
 
-/// Positions in one run of an index, as a power of two: 2^18 keys are about 7 MB. Tests use short runs,
-/// so that a small journal has many.
-const RUN: u32 = if cfg!(test) { 6 } else { 18 };
+/// Positions in one run of an index, as a power of two. Short runs make writing cheap (a batch of some
+/// thousands shares the 400 pages of a run), long ones lookups (one probe, some microseconds, for each
+/// run). Tests use very short ones, so that a small journal has many.
+const RUN: u32 = if cfg!(test) { 6 } else { 16 };
 
 /// The tables; `RUN` stands for the number.
 const SCHEMA: &str = "
@@ -287,9 +290,10 @@ fn connect_to_write(path: &Path) -> Result<Connection, TablesError> {
     connection.busy_timeout(limits::BOOK_LOCK_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(32);
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-    // 64 MiB of cache hold the newest run of every index; 16 MiB of WAL are copied back at a time.
+    // 32 MiB of cache hold the newest run of every index and a day's totals; 16 MiB of WAL are copied
+    // back at a time.
     connection.execute_batch(
-        "PRAGMA synchronous = NORMAL; PRAGMA cache_size = -65536; PRAGMA foreign_keys = OFF;
+        "PRAGMA synchronous = NORMAL; PRAGMA cache_size = -32768; PRAGMA foreign_keys = OFF;
          PRAGMA wal_autocheckpoint = 4096; PRAGMA journal_size_limit = 67108864;",
     )?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -846,8 +850,8 @@ impl Snapshot<'_> {
         id: i64,
     ) -> Result<T, ReadFault> {
         let name = match names.entry(id) {
-            std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
-            std::collections::hash_map::Entry::Vacant(new) => new.insert(
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(
                 self.transaction
                     .prepare_cached("SELECT name FROM names WHERE id = ?1")?
                     .query_row([id], |row| row.get(0))?,

@@ -196,7 +196,8 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
         config.head_file(),
         Duration::from_secs(config.journal.head_interval_s.get().into()),
     ));
-    println!("subsidy-pos is ready on http://{api_address}, operations on http://{operations_address}");
+    println!("subsidy-pos is ready on http://{api_address}");
+    println!("for operations: http://{operations_address}");
     if dev {
         introduce(config, clock, api_address)?;
     }
@@ -358,7 +359,7 @@ fn introduce(config: &Config, clock: Clock, address: SocketAddr) -> Result<(), F
             regions: None,
             ttl: Duration::from_secs(limits::DEV_TOKEN_TTL_S),
         };
-        auth::mint(&key, &config.auth.issuer, &new, clock.now()).map_err(failed)
+        auth::mint(&key, &config.auth.issuer, &new, Clock::default().now()).map_err(failed)
     };
     let retailer = token(Role::Retailer, DEV_RETAILER, None)?;
     println!("\nretailer token:\n{retailer}\n");
@@ -368,7 +369,7 @@ fn introduce(config: &Config, clock: Clock, address: SocketAddr) -> Result<(), F
     let date = if ahead_s == 0 { "date".to_owned() } else { format!("date -d '{ahead_s:+} seconds'") };
     println!("Paste this to sell a pair of smart glasses (a new person, device and order each time):");
     println!(
-        r#"N=$(date +%s%N); curl -sS http://{address}/v1/claims -H 'Authorization: Bearer {retailer}' -H 'Content-Type: application/json' -H "Idempotency-Key: $N" -d '{{"mode":"redeem","order_no":"SO-'$N'","category":"smart_glasses","price":"4000.00","region_code":"330106","sold_at":"'$({date} +%FT%T%:z)'","consumer":{{"id_type":"hm_travel_permit","id_number":"H'${{N: -8}}'"}},"device":{{"sn":"SN-'$N'","barcode":"6901234567892","imei":[]}},"sale_channel":"offline"}}'"#
+        r#"N=$(date +%s%N); curl -sS http://{address}/v1/claims -H 'Authorization: Bearer {retailer}' -H 'Content-Type: application/json' -H "Idempotency-Key: $N" -d '{{"mode":"redeem","order_no":"SO-'$N'","category":"smart_glasses","price":"4000.00","region_code":"330106","sold_at":"'$({date} +%FT%T%:z)'","consumer":{{"id_type":"hm_travel_permit","id_number":"H'$(printf %s "$N" | tail -c 8)'"}},"device":{{"sn":"SN-'$N'","barcode":"6901234567892","imei":[]}},"sale_channel":"offline"}}'"#
     );
     Ok(())
 }

@@ -74,7 +74,6 @@ impl RedeemBody {
 #[schema(as = ReturnRequest)]
 pub struct ReturnBody {
     /// Why they came back.
-    #[schema(inline)]
     reason: ReturnReason,
     /// When they did: not before the sale, and at most 5 minutes ahead.
     #[schema(value_type = String, format = DateTime)]
@@ -171,6 +170,11 @@ impl Body for Batch {
         Ok(json::body(bytes, |reader| Self::read_envelope(reader, today))?)
     }
 
+    #[cfg(test)]
+    fn asked() -> Vec<json::Asked> {
+        json::asked_by(|reader| Self::read_envelope(reader, Day::from_number(20_000)))
+    }
+
     fn items(&self) -> usize {
         self.items.len()
     }
@@ -181,7 +185,7 @@ impl Batch {
         const NO_ITEMS: Wrong =
             Wrong::new("too-few-items", "At least one item must stand here.", "至少包含一项。");
         let items: Vec<_> =
-            reader.array("items", limits::BATCH_ITEMS_MAX, |place| Some(BatchItem::read(place, today)))?;
+            reader.array("items", limits::BATCH_ITEMS_MAX, |place| BatchItem::read(place, today))?;
         if items.is_empty() {
             reader.refuse("items", NO_ITEMS);
         }
@@ -190,14 +194,26 @@ impl Batch {
 }
 
 impl BatchItem {
-    fn read(place: Place<'_, '_>, today: Day) -> Result<Self, Vec<Fault>> {
-        place.apart(|place| {
+    /// That an item has its two members is a matter of the envelope; what is wrong in them is the item's.
+    fn read(mut place: Place<'_, '_>, today: Day) -> Option<Result<Self, Vec<Fault>>> {
+        if !place.has_members(&["idempotency_key", "claim"]) {
+            return None;
+        }
+        Some(place.apart(|place| {
             place.object(|reader| {
                 let idempotency_key = reader.required("idempotency_key", json::text(IdempotencyKey::parse));
                 let claim = reader.object("claim", |reader| ClaimBody::read(reader, today));
                 Some(Self { idempotency_key: idempotency_key?, claim: claim? })
             })
-        })
+        }))
+    }
+
+    /// What an item that cannot be read is refused with.
+    fn refusal(faults: Vec<Fault>) -> Problem {
+        match faults.iter().all(|fault| fault.pointer.ends_with("/idempotency_key")) {
+            true => Code::IdempotencyKeyInvalid.into(),
+            false => faults.into(),
+        }
     }
 }
 
@@ -218,11 +234,12 @@ pub struct Wanted {
 impl Readable for Wanted {
     fn read(reader: &mut Reader<'_, '_>, _: Day) -> Option<Self> {
         let statuses = Status::ALL.map(|status| (status.name(), status));
+        let (from, to) = json::days(reader);
         Some(Self {
             order_no: reader.optional("order_no", json::text(Reference::parse)),
             status: reader.optional("status", json::one_of(&statuses)),
-            from: reader.optional("from", json::day),
-            to: reader.optional("to", json::day),
+            from,
+            to,
             category: reader.optional("category", sale::category),
             region_code: reader.optional("region_code", json::text(RegionCode::parse)),
             sn: reader.optional("sn", json::text(SerialNumber::parse)),
@@ -348,7 +365,7 @@ pub async fn batch(call: Call<Submitting, Batch>) -> Result<Reply, Problem> {
     for (index, item) in items.into_iter().enumerate() {
         let inside =
             |fault: Fault| Fault { pointer: format!("/items/{index}/claim{}", fault.pointer), ..fault };
-        drafted.push(item.map_err(Problem::from).and_then(|item| {
+        drafted.push(item.map_err(BatchItem::refusal).and_then(|item| {
             let draft = draft(&app, by.clone(), &item.idempotency_key, item.claim).map_err(inside)?;
             commands.push(Command::Make(Box::new(draft)));
             Ok(())

@@ -212,6 +212,7 @@ impl<'p> Path<'p> {
             Step::Member(name) => {
                 pointer.push('/');
                 // Names may be the caller's: kept short, without anything that could forge a log line.
+                let name = if might_be_personal(name) { "?" } else { name };
                 for character in name.chars().take(POINTER_NAME_CHARS_MAX) {
                     match character {
                         '~' => pointer.push_str("~0"),
@@ -224,6 +225,12 @@ impl<'p> Path<'p> {
         }
         pointer
     }
+}
+
+/// Whether a member's name could be a person's number written in the wrong place; it is not repeated.
+fn might_be_personal(name: &str) -> bool {
+    const DIGITS_MAX: usize = 5;
+    name.bytes().filter(u8::is_ascii_digit).count() > DIGITS_MAX
 }
 
 /// A value with its place.
@@ -248,6 +255,24 @@ impl<'f, 'r> Place<'f, 'r> {
                 None
             }
         }
+    }
+
+    /// Whether this is an object with these members; tells those that are missing.
+    pub fn has_members(&mut self, names: &[&'static str]) -> bool {
+        if self.faults.is_recording() {
+            return true;
+        }
+        let Node::Object(members) = self.node else {
+            self.faults.add(self.path.pointer(), NOT_OBJECT);
+            return false;
+        };
+        let missing = names.iter().filter(|name| !members.iter().any(|(member, _)| member == *name));
+        let mut whole = true;
+        for name in missing {
+            self.faults.add(self.path.to(Step::Member(name)).pointer(), REQUIRED);
+            whole = false;
+        }
+        whole
     }
 
     /// Reads a value whose faults are its own and not the body's.
@@ -459,6 +484,20 @@ impl<'f, 'r> Reader<'f, 'r> {
         }
         false
     }
+}
+
+/// The days `from` and `to` of a query; neither needs to be there.
+pub fn days(reader: &mut Reader<'_, '_>) -> (Option<Day>, Option<Day>) {
+    const ENDS_BEFORE: Wrong = Wrong::new(
+        "ends-before-it-begins",
+        "This day lies before the one in from.",
+        "结束日期早于开始日期。",
+    );
+    let (from, to) = (reader.optional("from", day), reader.optional("to", day));
+    if from.zip(to).is_some_and(|(from, to)| to < from) {
+        reader.refuse("to", ENDS_BEFORE);
+    }
+    (from, to)
 }
 
 /// Reads a JSON body whose outermost value is an object.

@@ -127,6 +127,8 @@ pub struct Route {
     pub who: Who,
     /// Whether an `Idempotency-Key` is required.
     pub is_keyed: bool,
+    #[cfg(test)]
+    asked: fn() -> Vec<json::Asked>,
     mount: fn(&Rc<App>, usize) -> actix_web::Route,
 }
 
@@ -207,6 +209,15 @@ where
     B::IS_KEYED
 }
 
+/// What the calls of a handler are read for.
+#[cfg(test)]
+fn asked<R: Role, B: Body, H, F>(_: &H) -> Vec<json::Asked>
+where
+    H: Fn(Call<R, B>) -> F,
+{
+    B::asked()
+}
+
 fn mount<R: Role, B: Body, H, F>(app: &Rc<App>, index: usize, method: &str, handler: H) -> actix_web::Route
 where
     H: Fn(Call<R, B>) -> F + Copy + 'static,
@@ -242,8 +253,22 @@ where
         Err(problem) => Err(problem),
     };
     let response = respond(&app, &hearer, &admissions, result);
-    app.metrics.observe_request(index, response.status().as_u16(), begun.elapsed());
+    let elapsed = begun.elapsed();
+    app.metrics.observe_request(index, response.status().as_u16(), elapsed);
+    log(&hearer, index, &response, elapsed);
     response
+}
+
+/// One line for each request, for whoever looks for one; nothing of what was said in it.
+fn log(hearer: &Hearer, index: usize, response: &HttpResponse, elapsed: Duration) {
+    let route = ROUTE_NAMES.get(index).copied().unwrap_or_default();
+    let request_id = hearer.request_id.as_str();
+    tracing::debug!(
+        request_id,
+        route,
+        status = response.status().as_u16(),
+        elapsed_us = elapsed.as_micros() as u64
+    );
 }
 
 /// What has no route: the path is unknown, or known for other methods.
@@ -291,7 +316,9 @@ fn respond(
 
 fn answer(reply: Reply) -> HttpResponse {
     let mut response = HttpResponse::with_body(reply.status, reply.body).map_into_boxed_body();
-    set_static(&mut response, header::CONTENT_TYPE, reply.content_type);
+    if response.status() != StatusCode::NO_CONTENT {
+        set_static(&mut response, header::CONTENT_TYPE, reply.content_type);
+    }
     match reply.policy {
         None => set_static(&mut response, header::CACHE_CONTROL, "no-store"),
         Some(policy) => {
@@ -325,7 +352,7 @@ fn note(app: &App, hearer: &Hearer, problem: &Problem) {
         let (code, request_id) = (problem.code().row().name, hearer.request_id.as_str());
         match problem.status() {
             500.. => tracing::error!(code, request_id, cause, "a request failed"),
-            _ => tracing::debug!(code, request_id, cause, "a request was refused"),
+            _ => tracing::trace!(code, request_id, cause, "a request was refused"),
         }
     }
 }

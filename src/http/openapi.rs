@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 
 use actix_web::http::StatusCode;
 use actix_web::web::Bytes;
+use serde_json::Value;
 use utoipa::OpenApi;
 use utoipa::openapi::path::{HttpMethod, Operation, ParameterBuilder, ParameterIn};
 use utoipa::openapi::response::ResponseBuilder;
@@ -35,10 +36,15 @@ each `code` is explained under `/problems/<code>`. Every answer carries `X-Reque
 with a token carry `RateLimit-Policy` and `RateLimit`; 429 and 503 carry `Retry-After`.";
 
 /// The document.
-pub static DOCUMENT: LazyLock<utoipa::openapi::OpenApi> = LazyLock::new(document_of_routes);
-static BYTES: LazyLock<Bytes> = LazyLock::new(|| serde_json::to_vec(&*DOCUMENT).unwrap_or_default().into());
+pub static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
+    let mut document = serde_json::to_value(described()).unwrap_or_default();
+    close_requests(&mut document);
+    document
+});
+static BYTES: LazyLock<Bytes> = LazyLock::new(|| DOCUMENT.to_string().into());
 
-fn document_of_routes() -> utoipa::openapi::OpenApi {
+/// The routes as their handlers describe them, and what follows from their rows.
+fn described() -> utoipa::openapi::OpenApi {
     let mut document = Described::openapi();
     document.info = InfoBuilder::new()
         .title("subsidy-pos")
@@ -105,6 +111,45 @@ fn complete(operation: &mut Operation, route: &Route) {
     }
 }
 
+/// Says of everything callers send that other members than the described ones are refused.
+fn close_requests(document: &mut Value) {
+    let mut open: Vec<String> = Vec::new();
+    let operations = document["paths"].as_object_mut().into_iter().flatten();
+    for operation in operations.filter_map(|(_, item)| item.get_mut("post")) {
+        close(&mut operation["requestBody"], &mut open);
+    }
+    let mut closed: Vec<String> = Vec::new();
+    while let Some(name) = open.pop() {
+        if let Some(schema) = document["components"]["schemas"].get_mut(&name) {
+            close(schema, &mut open);
+        }
+        closed.push(name);
+        open.retain(|name| !closed.contains(name));
+    }
+}
+
+/// Closes every object in `value`, and tells which schemas it refers to.
+fn close(value: &mut Value, refers: &mut Vec<String>) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(|item| close(item, refers)),
+        Value::Object(members) => {
+            if let Some(name) =
+                members.get("$ref").and_then(Value::as_str).and_then(|path| path.rsplit('/').next())
+            {
+                refers.push(name.to_owned());
+            }
+            members
+                .iter_mut()
+                .filter(|(name, _)| *name != "example")
+                .for_each(|(_, member)| close(member, refers));
+            if members.get("type").is_some_and(|kind| kind == "object") {
+                members.insert("additionalProperties".to_owned(), Value::Bool(false));
+            }
+        }
+        _ => {}
+    }
+}
+
 fn header(operation: &mut Operation, name: &str, required: Required, description: &str) {
     let parameter = ParameterBuilder::new()
         .name(name)
@@ -124,4 +169,95 @@ fn header(operation: &mut Operation, name: &str, required: Required, description
 ))]
 pub async fn document(_: Call<Everyone>) -> Result<Reply, Problem> {
     Ok(Reply::new(StatusCode::OK, "application/json", BYTES.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// Pointer and whether it is required, of every member of a schema.
+    fn members(schema: &Value, pointer: &str, found: &mut BTreeSet<(String, bool)>) {
+        let schemas = &DOCUMENT["components"]["schemas"];
+        if let Some(name) = schema["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
+            return members(&schemas[name], pointer, found);
+        }
+        for alternative in ["oneOf", "anyOf"].iter().filter_map(|of| schema[*of].as_array()).flatten() {
+            members(alternative, pointer, found);
+        }
+        if schema["items"].is_object() {
+            members(&schema["items"], &format!("{pointer}/0"), found);
+        }
+        let required =
+            |name: &str| schema["required"].as_array().is_some_and(|all| all.iter().any(|one| one == name));
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            let pointer = format!("{pointer}/{name}");
+            found.insert((pointer.clone(), required(name)));
+            members(property, &pointer, found);
+        }
+    }
+
+    fn operation(route: &Route) -> &'static Value {
+        let method = if route.method == "POST" { "post" } else { "get" };
+        &DOCUMENT["paths"][route.path][method]
+    }
+
+    #[test]
+    fn every_route_is_described_and_nothing_else_is() {
+        let described =
+            DOCUMENT["paths"].as_object().unwrap().values().map(|item| item.as_object().unwrap().len());
+        assert_eq!(described.sum::<usize>(), ROUTES.len());
+        for route in ROUTES {
+            assert!(operation(route).is_object(), "{} {}", route.method, route.path);
+            assert!(operation(route)["summary"].is_string(), "{} {}", route.method, route.path);
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_what_is_described() {
+        for route in ROUTES {
+            let operation = operation(route);
+            let mut described = BTreeSet::new();
+            if route.method == "POST" {
+                members(
+                    &operation["requestBody"]["content"]["application/json"]["schema"],
+                    "",
+                    &mut described,
+                );
+            }
+            for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                if parameter["in"] == "query" {
+                    let required = parameter["required"].as_bool().unwrap_or_default();
+                    described.insert((format!("/{}", parameter["name"].as_str().unwrap()), required));
+                }
+            }
+            let asked = (route.asked)().into_iter().map(|asked| (asked.pointer, asked.required));
+            assert_eq!(asked.collect::<BTreeSet<_>>(), described, "{} {}", route.method, route.path);
+        }
+    }
+
+    #[test]
+    fn path_parameters_and_headers_are_described() {
+        for route in ROUTES {
+            let named = |place: &str, name: &str| {
+                let parameters = operation(route)["parameters"].as_array().into_iter().flatten();
+                parameters.filter(|one| one["in"] == place && one["name"] == name).count()
+            };
+            assert_eq!(named("path", "id"), route.path.matches("{id}").count(), "{}", route.path);
+            assert_eq!(named("header", "Idempotency-Key") == 1, route.is_keyed, "{}", route.path);
+            let public = operation(route)["security"].as_array().is_some_and(Vec::is_empty);
+            assert_eq!(public, route.who == Who::Everyone, "{}", route.path);
+        }
+    }
+
+    #[test]
+    fn every_schema_that_is_referred_to_is_there() {
+        let text = DOCUMENT.to_string();
+        for reference in text.split("\"#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(DOCUMENT["components"]["schemas"][name].is_object(), "{name}");
+        }
+        assert_eq!(DOCUMENT["openapi"], "3.1.0");
+        assert_eq!(DOCUMENT["components"]["schemas"]["FundOpening"]["additionalProperties"], false);
+    }
 }

@@ -28,11 +28,13 @@ struct Quotation<'a> {
     #[schema(value_type = String, example = "3400.00")]
     payable: Text<Fen>,
     /// The programme that would pay.
-    #[schema(example = "zj-ai-25")]
+    #[schema(required = true, example = "zj-ai-25")]
     programme: Option<&'a str>,
     /// How the programmes judged; null where none came into question.
+    #[schema(required = true)]
     determination: Option<Determination<'a>>,
     /// The problem that a claim would get.
+    #[schema(required = true)]
     refusal: Option<ProblemBody<'a>>,
 }
 

@@ -108,7 +108,7 @@ struct TradeInDescribed {
 #[schema(as = QuoteRequest)]
 pub struct SaleBody {
     /// `hold` reserves until the sale is done, `redeem` says that it is.
-    #[schema(value_type = Mode, inline, required = false)]
+    #[schema(value_type = Mode, required = false)]
     pub mode: Option<Mode>,
     /// The retailer's order number: 1 to 64 visible characters.
     #[schema(value_type = String, required = false, example = "SO20261123-000817")]
@@ -133,10 +133,9 @@ pub struct SaleBody {
     #[schema(value_type = String, format = DateTime, example = "2026-11-23T10:15:00+08:00")]
     pub sold_at: Timestamp,
     /// Why the sale is sent in late.
-    #[schema(inline)]
     pub late_reason: Option<LateReason>,
     /// Who bought it.
-    #[schema(value_type = Document, inline, required = false)]
+    #[schema(value_type = Document, required = false)]
     pub consumer: Option<PersonId>,
     /// The device; required to redeem.
     #[schema(value_type = Option<DeviceDescribed>)]
@@ -148,7 +147,7 @@ pub struct SaleBody {
     #[schema(value_type = Option<String>, example = "zj-ai-25")]
     pub accept_programme: Option<ProgrammeId>,
     /// Where it was sold.
-    #[schema(value_type = SaleChannel, inline, required = false)]
+    #[schema(value_type = SaleChannel, required = false)]
     pub sale_channel: Option<SaleChannel>,
     /// The retailer's code of the store.
     #[schema(value_type = Option<String>, example = "HZ-0012")]
@@ -382,7 +381,7 @@ impl ClaimBody {
         let sale = &self.sale;
         let device = sale.device.as_ref();
         let trade_in = sale.trade_in.as_ref();
-        let mut content = Content::default();
+        let mut content = Content(Vec::with_capacity(CONTENT_BYTES_TYPICAL));
         content.put(
             1,
             match self.mode {
@@ -439,9 +438,11 @@ pub fn sorted(imei: &[Imei]) -> SmallVec<[Imei; 2]> {
     sorted
 }
 
+/// Bytes for which a content has room from the start; a claim has fewer.
+const CONTENT_BYTES_TYPICAL: usize = 512;
+
 /// See [`ClaimBody::content`].
-#[derive(Default)]
-pub struct Content(SmallVec<[u8; 384]>);
+pub struct Content(Vec<u8>);
 
 impl Content {
     /// The bytes.

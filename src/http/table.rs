@@ -11,6 +11,8 @@ macro_rules! routes {
             path: $path,
             who: who(&$module::$handler),
             is_keyed: is_keyed(&$module::$handler),
+            #[cfg(test)]
+            asked: || asked(&$module::$handler),
             mount: |app, index| mount(app, index, stringify!($method), $module::$handler),
         },)*];
 

@@ -29,9 +29,10 @@ pub struct Wanted {
 
 impl Readable for Wanted {
     fn read(reader: &mut Reader<'_, '_>, _: Day) -> Option<Self> {
+        let (from, to) = json::days(reader);
         Some(Self {
-            from: reader.optional("from", json::day),
-            to: reader.optional("to", json::day),
+            from,
+            to,
             basis: reader.optional("basis", json::one_of(BASES)).unwrap_or_default(),
             group_by: reader.optional("group_by", dimensions).unwrap_or_default(),
         })

@@ -36,10 +36,9 @@ pub struct Claim<'a> {
     #[schema(value_type = String, format = "uuid")]
     claim_id: ClaimId,
     /// `held` → `redeemed` | `released` | `expired` | `cancelled`; `redeemed` → `returned` | `cancelled`.
-    #[schema(inline)]
     status: Status,
     /// The unified social credit code of the retailer it belongs to.
-    #[schema(value_type = String, example = "91330100MA27U00014")]
+    #[schema(value_type = String, example = "91350100M000100Y43")]
     retailer: Uscc,
     /// The platform that submitted it, or the retailer itself.
     submitted_by: &'a str,
@@ -71,7 +70,7 @@ pub struct Claim<'a> {
     #[schema(value_type = String, example = "330106")]
     region_code: RegionCode,
     /// Until when the claim is or was held; null where it was not, or the hold did not end by time.
-    #[schema(value_type = Option<String>, format = DateTime)]
+    #[schema(value_type = Option<String>, format = DateTime, required = true)]
     held_until: Option<Text<Timestamp>>,
     /// When the item was sold.
     #[schema(value_type = String, format = DateTime)]
@@ -83,14 +82,13 @@ pub struct Claim<'a> {
     #[schema(value_type = String, format = DateTime)]
     updated_at: Text<Timestamp>,
     /// The device; null on a hold that has none yet.
+    #[schema(required = true)]
     device: Option<Device<'a>>,
     /// The consumer, as far as the service shows one.
-    #[schema(inline)]
     consumer: Consumer,
     /// How the programmes judged the sale.
     determination: Determination<'a>,
     /// The claim's last entry in the journal.
-    #[schema(inline)]
     journal: Journal,
 }
 
@@ -118,6 +116,7 @@ struct Consumer {
 
 /// A place in the journal.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = JournalPlace)]
 struct Journal {
     /// Its position.
     position: u64,
@@ -275,9 +274,9 @@ pub struct Cancellation<'a> {
     /// The key, as it was sent.
     pub idempotency_key: &'a str,
     /// What happened.
-    #[schema(inline)]
     pub outcome: CancellationOutcome,
     /// The claim; null where the key stood for nothing.
+    #[schema(required = true)]
     pub claim: Option<Claim<'a>>,
 }
 

@@ -103,7 +103,10 @@ impl Answer {
     #[track_caller]
     pub fn must_be(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text());
-        assert!(self.header("x-request-id").is_some_and(|id| !id.is_empty()), "every answer has an X-Request-Id");
+        assert!(
+            self.header("x-request-id").is_some_and(|id| !id.is_empty()),
+            "every answer has an X-Request-Id"
+        );
         self.json()
     }
 
@@ -112,7 +115,10 @@ impl Answer {
     pub fn must_refuse(&self, code: &str) -> Value {
         let (_, status) = CODES.iter().find(|(known, _)| *known == code).expect("a code of the table");
         assert_eq!((self.status, self.code().as_str()), (*status, code), "{}", self.text());
-        assert_eq!(self.header("content-type").map(|kind| kind.split(';').next()), Some(Some("application/problem+json")));
+        assert_eq!(
+            self.header("content-type").map(|kind| kind.split(';').next()),
+            Some(Some("application/problem+json"))
+        );
         let problem = self.json();
         assert_eq!(problem["status"], *status, "the status stands in the body");
         let page = problem["type"].as_str().unwrap_or_default();
@@ -122,7 +128,8 @@ impl Answer {
             assert!(problem[text].as_str().is_some_and(|text| !text.is_empty()), "{text} is said: {problem}");
         }
         if matches!(status, 429 | 503) {
-            let seconds: u32 = self.header("retry-after").and_then(|value| value.parse().ok()).expect("Retry-After");
+            let seconds: u32 =
+                self.header("retry-after").and_then(|value| value.parse().ok()).expect("Retry-After");
             assert!((1..=60).contains(&seconds), "a reasonable wait: {seconds}");
         }
         problem
@@ -142,15 +149,6 @@ impl Answer {
             .collect();
         pointers.sort();
         pointers
-    }
-
-    /// The body without what differs between two requests for the same thing.
-    pub fn but_for_the_request(&self) -> Value {
-        let mut body = self.json();
-        if let Some(members) = body.as_object_mut() {
-            members.remove("request_id");
-        }
-        body
     }
 }
 
@@ -175,7 +173,12 @@ impl Caller {
             .allow_non_standard_methods(true)
             .timeout_global(Some(Duration::from_secs(60)))
             .build();
-        Self { agent: config.new_agent(), address: Arc::clone(address), headers: Vec::new(), subject: String::new() }
+        Self {
+            agent: config.new_agent(),
+            address: Arc::clone(address),
+            headers: Vec::new(),
+            subject: String::new(),
+        }
     }
 
     /// The same caller with a token.
@@ -204,7 +207,8 @@ impl Caller {
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
     ) -> Result<Answer, ureq::Error> {
-        let mut request = ureq::http::Request::builder().method(method).uri(format!("http://{}{path}", self.address()));
+        let mut request =
+            ureq::http::Request::builder().method(method).uri(format!("http://{}{path}", self.address()));
         let own = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let own = own.filter(|(name, _)| !headers.iter().any(|(other, _)| name == other));
         for (name, value) in own.chain(headers.iter().copied()) {
@@ -218,7 +222,9 @@ impl Caller {
         let headers = parts
             .headers
             .iter()
-            .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            .map(|(name, value)| {
+                (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+            })
             .collect();
         let body = body.with_config().limit(64 << 20).read_to_vec()?;
         Ok(Answer { status: parts.status.as_u16(), headers, body })
@@ -375,7 +381,8 @@ pub fn raw(address: &str, pieces: &[&[u8]], pause: Duration, patience: Duration)
         match stream.read(&mut buffer) {
             Ok(0) => break,
             Ok(count) => answer.extend_from_slice(&buffer[..count]),
-            Err(fault) if matches!(fault.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
+            Err(fault)
+                if matches!(fault.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
             Err(_) => break,
         }
     }

@@ -102,12 +102,8 @@ impl Fold {
                     fund.budget += event["delta_fen"].as_i64().expect("a change");
                 }
                 "claim_made" => {
-                    let told = Told {
-                        made: event.clone(),
-                        status: text("status"),
-                        at_ms: (at_ms, at_ms),
-                        position,
-                    };
+                    let told =
+                        Told { made: event.clone(), status: text("status"), at_ms: (at_ms, at_ms), position };
                     let known = fold.claims.insert(text("claim_id"), told);
                     assert!(known.is_none(), "a claim is made once: {entry}");
                     fold.moves.push((at_ms, text("claim_id"), None, text("status")));
@@ -123,7 +119,10 @@ impl Fold {
                 _ => {}
             }
             if let Some(delta) = event.get("fund") {
-                let fund = fold.funds.get_mut(delta["id"].as_str().expect("a fund")).expect("a fund that was opened");
+                let fund = fold
+                    .funds
+                    .get_mut(delta["id"].as_str().expect("a fund"))
+                    .expect("a fund that was opened");
                 fund.held += delta["held_fen"].as_i64().unwrap_or(0);
                 fund.redeemed += delta["redeemed_fen"].as_i64().unwrap_or(0);
                 assert!(fund.held >= 0 && fund.redeemed >= 0, "{entry}");

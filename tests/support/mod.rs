@@ -14,8 +14,8 @@ pub use client::{Answer, Caller};
 pub use identifiers::{fresh_key, fresh_number};
 pub use random::Random;
 pub use sale::Sale;
-pub use service::{Options, Service};
 pub use serde_json::{Value, json};
+pub use service::{Options, Service};
 pub use subsidy_pos::time::Timestamp;
 
 use std::time::{Duration, Instant};

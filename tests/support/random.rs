@@ -5,12 +5,7 @@
 pub struct Random(u64);
 
 impl Random {
-    /// A generator that follows from `seed`.
-    pub const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// The seed of the test `name`: from `SUBSIDY_POS_TEST_SEED`, or else a new one. It is printed, so
+    /// A generator for the test `name`. Its seed is `SUBSIDY_POS_TEST_SEED`, or else a new one, and is printed, so
     /// that a failing run can be had again.
     pub fn seeded(name: &str) -> Self {
         let seed = std::env::var("SUBSIDY_POS_TEST_SEED").map_or_else(

@@ -93,10 +93,8 @@ impl Sale {
 
     /// Another order, device and consumer; the rest as it is.
     pub fn another(&self) -> Self {
-        let mut next = self
-            .clone()
-            .with("/order_no", format!("SO-{}", fresh_number()))
-            .resident(&fresh_resident_id());
+        let mut next =
+            self.clone().with("/order_no", format!("SO-{}", fresh_number())).resident(&fresh_resident_id());
         if next.body.get("device").is_some() {
             next = next.with("/device/sn", format!("SN-{}", fresh_number())).with("/device/imei", json!([]));
         }
@@ -106,6 +104,9 @@ impl Sale {
     /// The member at `pointer` as text.
     #[track_caller]
     pub fn text(&self, pointer: &str) -> &str {
-        self.body.pointer(pointer).and_then(Value::as_str).unwrap_or_else(|| panic!("{pointer} of {}", self.body))
+        self.body
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_else(|| panic!("{pointer} of {}", self.body))
     }
 }

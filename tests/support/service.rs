@@ -100,7 +100,8 @@ impl Service {
 
     /// A service started so, or how it ended.
     pub fn try_start(options: Options) -> Result<Self, Exit> {
-        let directory = options.data.is_none().then(|| TempDir::with_prefix("subsidy-pos-").expect("a directory"));
+        let directory =
+            options.data.is_none().then(|| TempDir::with_prefix("subsidy-pos-").expect("a directory"));
         let data = match (&options.data, &directory) {
             (Some(data), _) => data.clone(),
             (None, Some(directory)) => directory.path().join("data"),
@@ -166,7 +167,10 @@ impl Service {
             }
             if began.elapsed() > Duration::from_secs(60) {
                 let _ = child.kill();
-                panic!("not ready within a minute:\n{}", self.log.lock().expect("the log")[printed_before..].join("\n"));
+                panic!(
+                    "not ready within a minute:\n{}",
+                    self.log.lock().expect("the log")[printed_before..].join("\n")
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -263,6 +267,14 @@ impl Service {
         self.restart_later(ahead);
     }
 
+    /// Kills the process and starts it with its clock at `clock`.
+    #[track_caller]
+    pub fn kill_and_restart_at(&mut self, clock: Timestamp) {
+        self.kill();
+        self.offset_ms += clock.ms() - self.now().ms();
+        self.start_again();
+    }
+
     /// A token as `subsidy-pos token` prints it.
     #[track_caller]
     pub fn token(&self, role: &str, subject: &str, more: &[&str]) -> String {
@@ -273,7 +285,8 @@ impl Service {
         if let Some(token) = tokens.get(&arguments) {
             return token.clone();
         }
-        let output = Command::new(PROGRAM).arg("token").arg("--data").arg(&self.data).args(&arguments).output();
+        let output =
+            Command::new(PROGRAM).arg("token").arg("--data").arg(&self.data).args(&arguments).output();
         let output = output.expect("the command runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let token = String::from_utf8(output.stdout).expect("text").trim().to_owned();
@@ -446,7 +459,8 @@ fn printed_addresses(lines: &[String]) -> Option<(String, String)> {
     for line in lines {
         let Some(start) = line.find("127.0.0.1:") else { continue };
         let rest = &line[start..];
-        let end = rest["127.0.0.1:".len()..].find(|c: char| !c.is_ascii_digit()).map_or(rest.len(), |end| end + 10);
+        let end =
+            rest["127.0.0.1:".len()..].find(|c: char| !c.is_ascii_digit()).map_or(rest.len(), |end| end + 10);
         let address = rest[..end].to_owned();
         if address.ends_with(":0") {
             continue;
