@@ -130,5 +130,10 @@ pub async fn readyz(call: Call<Everyone>) -> Result<Reply, Problem> {
 ))]
 pub async fn metrics(call: Call<Everyone>) -> Result<Reply, Problem> {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(Reply::new(StatusCode::OK, OPEN_METRICS, call.app.metrics.render().into()))
+    let App { ledger, book, shield, metrics, .. } = &*call.app;
+    metrics.journal_position.set(ledger.position());
+    metrics.book_position.set(book.position());
+    metrics.writer_queue_commands.set(ledger.queued() as u64);
+    metrics.shield_degraded.set(u64::from(shield.is_degraded()));
+    Ok(Reply::new(StatusCode::OK, OPEN_METRICS, metrics.render().into()))
 }
