@@ -56,7 +56,7 @@ fn the_programmes_in_force_are_shown_each_number_with_its_source() {
             .as_array()
             .unwrap()
             .iter()
-            .map(|programme| programme["id"].as_str().unwrap().to_owned())
+            .map(|programme| programme["programme"].as_str().unwrap().to_owned())
             .collect::<Vec<_>>()
     };
     let mut now = in_force("2026-06-15T10:00:00+08:00");
@@ -83,11 +83,12 @@ fn a_category_and_a_programme_are_added_by_files_alone() {
     let programmes = copy(directory.path());
     let file = programmes.join("zj-ai-25.toml");
     change(&file, "version = 1", "version = 2");
-    change(&file, "\"smart_health\"", "\"smart_health\", \"smart_toy\"");
-    let text = std::fs::read_to_string(&file).unwrap();
+    let category = "\n[[category]]\nid = \"smart_toy\"\nzh = \"智能玩具\"\nen = \"smart toy\"\nclause = \"measure 25: and the like\"\nbasis = \"choice\"\n";
+    let text = std::fs::read_to_string(&file).unwrap() + category;
+    std::fs::write(&file, &text).unwrap();
     let text =
         text.replace("zj-ai-25", "zj-toys-99").replace("version = 2", "version = 1").replace("0.15", "0.20");
-    let text = text.replace("\"smart_glasses\", ", "").replace("value = 10\n", "value = 11\n");
+    let text = text.replace("value = 10\n", "value = 99\n");
     std::fs::write(programmes.join("zj-toys-99.toml"), text).unwrap();
     let service = Service::start_with(
         Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap()),

