@@ -637,7 +637,7 @@ impl From<Refusal> for Problem {
             Refusal::Policy(Refused::PriceNotEligible(_)) => Code::PriceNotEligible,
             Refusal::Policy(Refused::ConditionNotMet(_)) => Code::ConditionNotMet,
             Refusal::SoldAtOutOfRange => Code::SoldAtOutOfRange,
-            Refusal::ReceivedElsewhere => Code::ReceivedElsewhere,
+            Refusal::ReceivedElsewhere { .. } => Code::ReceivedElsewhere,
             Refusal::OrderLineAlreadyClaimed => Code::OrderLineAlreadyClaimed,
             Refusal::DeviceAlreadySubsidised => Code::DeviceAlreadySubsidised,
             Refusal::TradeInAlreadyUsed => Code::TradeInAlreadyUsed,
@@ -667,6 +667,11 @@ impl From<Refusal> for Problem {
                 )
                 .into(),
                 zh: format!("申领状态为{}，该状态或原有内容不允许此操作。", status.name()).into(),
+            }),
+            // The law forbids paying twice; that whatever was received elsewhere counts is a choice.
+            Refusal::ReceivedElsewhere { programme } => problem.with_clause(Clause {
+                basis: Basis::Choice.name(),
+                ..Clause::new(&programme, &programme.overlap.reference)
             }),
             Refusal::ConsumerLimitReached { programme, limit } => problem.with_limit(&programme, limit),
             Refusal::FundNotOpen { alternatives }
