@@ -4,7 +4,7 @@
 use std::fmt;
 
 use ::time::format_description::well_known::Rfc3339;
-use ::time::{Date, Month, OffsetDateTime, UtcOffset};
+use ::time::{Date, Month, OffsetDateTime};
 use serde::{Deserialize, Serialize};
 
 const SHANGHAI_OFFSET_MS: i64 = 8 * 3_600_000;
@@ -132,7 +132,8 @@ impl Day {
     }
 }
 
-const UNIX_JULIAN_DAY: i32 = OffsetDateTime::UNIX_EPOCH.to_offset(UtcOffset::UTC).to_julian_day();
+/// The Julian day of 1970-01-01.
+const UNIX_JULIAN_DAY: i32 = 2_440_588;
 
 impl fmt::Display for Day {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

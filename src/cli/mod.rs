@@ -65,6 +65,12 @@ impl Settings {
         }
         Ok(config)
     }
+
+    /// Settings that each can be read but do not fit together, or name what cannot be used.
+    fn faulty(&self, faults: &[String]) -> Failed {
+        let place = self.config.as_deref().map_or_else(|| "the settings".into(), Path::to_string_lossy);
+        failed(format!("{place}: the configuration has faults\n{}", faults.join("\n")))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -187,7 +193,7 @@ fn check_config(settings: &Settings) -> Result<(), Failed> {
         println!("the configuration is sound");
         return Ok(());
     }
-    Err(failed(format!("the configuration has faults\n{}", faults.join("\n"))))
+    Err(settings.faulty(&faults))
 }
 
 fn token(arguments: Token) -> Result<(), Failed> {

@@ -51,7 +51,7 @@ pub fn serve(arguments: &Serve) -> Result<(), Failed> {
     if arguments.dev {
         config.use_dev_keys(&DevKeys::make(&config.ledger.data_dir).map_err(failed)?);
     }
-    ensure_sound(&config)?;
+    ensure_sound(&config, &arguments.settings)?;
     telemetry::init(config.log.level, config.log.format).map_err(failed)?;
     let clock = Clock::ahead_by(arguments.clock_offset.unwrap_or(0));
     actix_web::rt::System::new().block_on(run(&config, clock, arguments.dev))
@@ -74,13 +74,9 @@ fn make_directory(path: &Path) -> Result<(), Failed> {
     std::fs::create_dir_all(path).map_err(|error| failed(format!("{}: {error}", path.display())))
 }
 
-fn ensure_sound(config: &Config) -> Result<(), Failed> {
+fn ensure_sound(config: &Config, settings: &Settings) -> Result<(), Failed> {
     let faults: Vec<String> = config.check().iter().map(ToString::to_string).collect();
-    if faults.is_empty() {
-        Ok(())
-    } else {
-        Err(failed(format!("the configuration has faults\n{}", faults.join("\n"))))
-    }
+    if faults.is_empty() { Ok(()) } else { Err(settings.faulty(&faults)) }
 }
 
 fn why(failure: Failure) -> Failed {
@@ -244,8 +240,14 @@ async fn prepare_journal(
     dev: bool,
 ) -> Result<(), Failed> {
     for key in hash_keys.live() {
-        let (key, check) = (key.id().to_string().into(), key.check_value().into());
-        ledger.submit(Command::IntroduceHashKey { key, check }).await.map_err(why)?;
+        let (id, check) = (key.id().to_string(), key.check_value().into());
+        let introduce = Command::IntroduceHashKey { key: id.as_str().into(), check };
+        ledger.submit(introduce).await.map_err(|failure| match failure {
+            Failure::Refused(refusal) if matches!(*refusal, Refusal::HashKeyDiffers) => {
+                failed(format!("privacy.hash_keys: the journal knows {id} with another secret"))
+            }
+            other => why(other),
+        })?;
     }
     let files = as_entry(programme_files(config)?);
     let published = ledger.published();
@@ -369,7 +371,7 @@ fn introduce(config: &Config, clock: Clock, address: SocketAddr) -> Result<(), F
     let date = if ahead_s == 0 { "date".to_owned() } else { format!("date -d '{ahead_s:+} seconds'") };
     println!("Paste this to sell a pair of smart glasses (a new person, device and order each time):");
     println!(
-        r#"N=$(date +%s%N); curl -sS http://{address}/v1/claims -H 'Authorization: Bearer {retailer}' -H 'Content-Type: application/json' -H "Idempotency-Key: $N" -d '{{"mode":"redeem","order_no":"SO-'$N'","category":"smart_glasses","price":"4000.00","region_code":"330106","sold_at":"'$({date} +%FT%T%:z)'","consumer":{{"id_type":"hm_travel_permit","id_number":"H'$(printf %s "$N" | tail -c 8)'"}},"device":{{"sn":"SN-'$N'","barcode":"6901234567892","imei":[]}},"sale_channel":"offline"}}'"#
+        r#"curl -sS http://{address}/v1/claims -H 'Authorization: Bearer {retailer}' -H 'Content-Type: application/json' -H "Idempotency-Key: $(date +%s%N)" -d '{{"mode":"redeem","order_no":"SO-'$(date +%s%N)'","category":"smart_glasses","price":"4000.00","region_code":"330106","sold_at":"'$({date} +%FT%T%:z)'","consumer":{{"id_type":"hm_travel_permit","id_number":"H'$(date +%s%N | tail -c 9)'"}},"device":{{"sn":"SN-'$(date +%s%N)'","barcode":"6901234567892","imei":[]}},"sale_channel":"offline"}}'"#
     );
     Ok(())
 }
