@@ -459,8 +459,8 @@ fn printed_addresses(lines: &[String]) -> Option<(String, String)> {
     let (_, of_operators) = told.split_once("operations")?;
     let address = |text: &str| {
         let (_, address) = text.split_once("http://")?;
-        let end = address.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':')?;
-        Some(address[..end].to_owned())
+        let end = address.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
+        Some(address[..end.unwrap_or(address.len())].to_owned())
     };
     Some((address(&told)?, address(of_operators)?))
 }
