@@ -188,7 +188,7 @@ impl Claims {
             granted == sale::subsidy_fen(self.n) && self.members.redeemed.find(body).is_some(),
             unexpected(answer, &format!("a redeemed claim over {} fen", sale::subsidy_fen(self.n)))
         );
-        if self.trust == Trust::Check && self.n % READ_WHOLE == 0 {
+        if self.trust == Trust::Check && self.n.is_multiple_of(READ_WHOLE) {
             self.read_whole(answer)?;
         }
         self.made.claims += 1;
