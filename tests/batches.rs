@@ -75,7 +75,7 @@ fn every_item_stands_on_its_own() {
         (201, ""),
         (422, "idempotency-key-reused"),
         (409, "device-already-subsidised"),
-        (400, "invalid-request"),
+        (400, "idempotency-key-invalid"),
         (201, ""),
     ];
     assert_eq!(told, expected);

@@ -138,7 +138,7 @@ fn stopping_finishes_what_was_begun_and_leaves_a_clean_journal() {
         assert!(status.success(), "{status}");
         assert!(acknowledged.len() > 8, "{} claims", acknowledged.len());
         for fault in &broken {
-            let refused = ["refused", "Connection", "connection", "closed", "reset", "Peer"]
+            let refused = ["refused", "Connection", "connection", "closed", "reset", "Peer", "pipe"]
                 .iter()
                 .any(|word| fault.contains(word));
             assert!(refused, "{fault}");

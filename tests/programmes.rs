@@ -56,7 +56,7 @@ fn the_programmes_in_force_are_shown_each_number_with_its_source() {
             .as_array()
             .unwrap()
             .iter()
-            .map(|programme| programme["programme"].as_str().unwrap().to_owned())
+            .map(|programme| programme["id"].as_str().unwrap().to_owned())
             .collect::<Vec<_>>()
     };
     let mut now = in_force("2026-06-15T10:00:00+08:00");

@@ -452,12 +452,15 @@ fn collect(source: impl Read + Send + 'static, log: &Arc<Mutex<Vec<String>>>) ->
     })
 }
 
-/// The addresses of tills and operators, as the service tells them in one line.
+/// The addresses of tills and operators, once the service has told both.
 fn printed_addresses(lines: &[String]) -> Option<(String, String)> {
-    let told = lines.iter().find(|line| line.starts_with("subsidy-pos is ready on"))?;
-    let mut addresses = told.split("http://").skip(1).map(|rest| {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':').unwrap_or(rest.len());
-        rest[..end].to_owned()
-    });
-    Some((addresses.next()?, addresses.next()?))
+    let ready = lines.iter().position(|line| line.starts_with("subsidy-pos is ready on"))?;
+    let told = lines[ready..].join(" ");
+    let (_, of_operators) = told.split_once("operations")?;
+    let address = |text: &str| {
+        let (_, address) = text.split_once("http://")?;
+        let end = address.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
+        Some(address[..end.unwrap_or(address.len())].to_owned())
+    };
+    Some((address(&told)?, address(of_operators)?))
 }
