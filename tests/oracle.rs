@@ -892,7 +892,8 @@ impl Run {
             let overlaps = self.model.funds.values().any(|fund| {
                 fund.programme == programme && fund.region == region && fund.from <= to && from <= fund.to
             });
-            if self.model.funds.contains_key(&id) {
+            let exists = self.model.funds.contains_key(&id);
+            if exists {
                 answer.must_refuse("fund-exists");
                 self.count("fund-exists");
             } else if overlaps {
