@@ -9,7 +9,7 @@ use super::extract::{Call, Json, Keyed, Query, Readable, Regulator};
 use super::json::{self, Node, Reader, Wrong};
 use super::page::{self, Listing, PageWanted};
 use super::problem::{Code, Problem};
-use super::{App, Reply};
+use super::{App, Reply, sale};
 use crate::auth;
 use crate::claim::{AdjustReason, FundId};
 use crate::identity::{IdempotencyKey, Reference, RegionCode};
@@ -61,7 +61,7 @@ impl Readable for Opening {
             "结束日期早于开始日期。",
         );
         let fund_id = reader.required("fund_id", fund_id);
-        let programme = reader.required("programme", programme);
+        let programme = reader.required("programme", sale::programme);
         let region_code = reader.required("region_code", json::text(RegionCode::parse));
         let from = reader.required("from", json::day);
         let to = reader.required("to", json::day);
@@ -184,15 +184,6 @@ fn fund_id(node: &Node<'_>) -> Result<FundId, Wrong> {
         "资金池编号应为1至64位字母、数字、点、下划线或连字符，且以字母或数字开头。",
     );
     FundId::parse(json::string(node)?).ok_or(MALFORMED)
-}
-
-fn programme(node: &Node<'_>) -> Result<ProgrammeId, Wrong> {
-    const MALFORMED: Wrong = Wrong::new(
-        "programme-malformed",
-        "A programme is a small letter followed by small letters, digits and hyphens.",
-        "补贴政策代码以小写字母开头，其后为小写字母、数字或连字符。",
-    );
-    ProgrammeId::parse(json::string(node)?).ok_or(MALFORMED)
 }
 
 // --- What is answered ---

@@ -319,7 +319,11 @@ pub fn category(node: &Node<'_>) -> Result<Category, Wrong> {
     Category::parse(json::string(node)?).ok_or(CATEGORY_MALFORMED)
 }
 
-fn programme(node: &Node<'_>) -> Result<ProgrammeId, Wrong> {
+/// The id of a programme.
+///
+/// # Errors
+/// Anything that no programme can be called.
+pub fn programme(node: &Node<'_>) -> Result<ProgrammeId, Wrong> {
     ProgrammeId::parse(json::string(node)?).ok_or(PROGRAMME_MALFORMED)
 }
 

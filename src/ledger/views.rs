@@ -1,5 +1,6 @@
-//! Claims put together from the journal, many at a time.
+//! Claims put together from the journal.
 
+use std::slice;
 use std::sync::Arc;
 
 use super::command::{ClaimAt, ClaimView, Failure, Stored};
@@ -7,6 +8,18 @@ use super::entry::Event;
 use super::writer::Ledger;
 
 impl Ledger {
+    /// The claim as of an entry.
+    ///
+    /// # Errors
+    /// As [`Ledger::views`].
+    pub async fn view(&self, at: &ClaimAt) -> Result<ClaimView, Failure> {
+        // Of a claim that was just made there is one entry, and it is at hand.
+        if let Some(view) = at.fresh.as_ref().and_then(|fresh| ClaimView::new(slice::from_ref(fresh))) {
+            return Ok(view);
+        }
+        self.views(slice::from_ref(at)).await?.pop().ok_or(Failure::Unavailable)
+    }
+
     /// The claims as of these entries, in their order. All entries that are as far back are read at once,
     /// and no claim has many.
     ///

@@ -12,13 +12,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
-use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
 use super::apply::{self, Answer, Decision};
-use super::command::{
-    CancelOutcome, ClaimAt, ClaimView, Command, Failure, FundView, Outcome, Quoted, Stored,
-};
+use super::command::{CancelOutcome, ClaimAt, Command, Failure, FundView, Outcome, Quoted, Stored};
 use super::entry::{Algorithm, Entry, Event, Hash, Key, VERSION};
 use super::state::{FoldError, State, Undo};
 use super::{KeyRing, Published};
@@ -176,28 +173,6 @@ impl Ledger {
                 TrySendError::Disconnected(_) => Failure::Unavailable,
             }
         })
-    }
-
-    /// The claim as of an entry.
-    pub async fn view(&self, at: &ClaimAt) -> Result<ClaimView, Failure> {
-        let mut entries: SmallVec<[Arc<Stored>; 4]> = SmallVec::new();
-        let mut next = match &at.fresh {
-            Some(fresh) => Arc::clone(fresh),
-            None => self.stored(at.position).await?,
-        };
-        loop {
-            let prior = match &next.entry.event {
-                Event::ClaimMoved(moved) => Some(moved.prior),
-                _ => None,
-            };
-            entries.push(next);
-            match prior {
-                Some(prior) => next = self.stored(prior).await?,
-                None => break,
-            }
-        }
-        entries.reverse();
-        ClaimView::new(&entries).ok_or(Failure::Unavailable)
     }
 
     /// One entry, its hash checked.
