@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::trace::Tracer;
-use crate::support::{Service, Value, at_once, fresh_key, json};
+use crate::support::{Service, Value, at_once, eventually, fresh_key, json};
 
 #[test]
 fn what_does_not_fit_the_queue_is_refused_at_once_and_the_rest_is_done() {
@@ -19,8 +19,8 @@ fn what_does_not_fit_the_queue_is_refused_at_once_and_the_rest_is_done() {
             (keys, json!({"items": items}))
         })
         .collect();
-    // Every sync takes more than a second, so that what is sent meanwhile piles up.
-    let inject = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=1200000"];
+    // Every sync takes the better part of a second, so that what is sent meanwhile piles up.
+    let inject = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=800000"];
     let tracer = Tracer::attach(&service, &inject);
     let answers = at_once(30, |index| {
         let began = Instant::now();
@@ -30,10 +30,15 @@ fn what_does_not_fit_the_queue_is_refused_at_once_and_the_rest_is_done() {
     drop(tracer);
     let mut refused = 0;
     for (took, answer) in &answers {
-        if answer.status == 503 {
+        if answer.code() == "overloaded" {
             answer.must_refuse("overloaded");
-            assert!(*took < Duration::from_secs(12), "{took:?}");
+            assert!(*took < Duration::from_secs(8), "at once, but for reading it: {took:?}");
             refused += 500;
+            continue;
+        }
+        if answer.status == 503 {
+            // It was taken in and may have been done, only not within the time for an answer.
+            answer.must_refuse("ledger-unavailable");
             continue;
         }
         for result in answer.must_be(200)["results"].as_array().unwrap() {
@@ -47,8 +52,11 @@ fn what_does_not_fit_the_queue_is_refused_at_once_and_the_rest_is_done() {
     assert!(refused > 0, "15,000 claims do not fit");
     // Sent again, everything is made once.
     for (_, batch) in &batches {
-        let answer = till.post("/v1/claims/batch", batch).must_be(200);
-        assert!(answer["results"].as_array().unwrap().iter().all(|result| result["status"] == 201));
+        let answer = eventually("there is room again", Duration::from_secs(30), || {
+            let answer = till.post("/v1/claims/batch", batch);
+            (answer.status == 200).then_some(answer)
+        });
+        assert!(answer.json()["results"].as_array().unwrap().iter().all(|result| result["status"] == 201));
     }
     let metrics = service.metrics();
     assert!(metrics.contains("overloaded"), "it is counted");
@@ -91,7 +99,7 @@ fn a_disk_that_does_not_answer_is_told_within_the_time_for_a_decision() {
     assert!(took > Duration::from_secs(5) && took < Duration::from_secs(13), "{took:?}");
     drop(tracer);
     // What has become of it is found by asking again.
-    crate::support::eventually("it settles", Duration::from_secs(40), || {
+    eventually("it settles", Duration::from_secs(40), || {
         (till.claim_under("slow", &sale).status == 201).then_some(())
     });
     assert_eq!(till.list("/v1/claims").len(), 1);

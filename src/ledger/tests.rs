@@ -120,7 +120,11 @@ fn open(memory: &Memory, clock: Clock) -> (Ledger, Writer) {
 }
 
 fn ask(ledger: &Ledger, command: Command) -> Result<Outcome, Failure> {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(ledger.submit(command))
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap()
+        .block_on(ledger.submit(command))
 }
 
 fn shipped() -> Vec<ProgrammeFile> {
@@ -308,7 +312,7 @@ fn a_dead_hold_is_expired_by_whoever_wants_its_device() {
         other => panic!("{other:?}"),
     };
     let at = claim_at(ask(&ledger, Command::Locate(id)));
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     assert_eq!(runtime.block_on(ledger.view(&at)).unwrap().status(), Status::Expired);
     writer.stop();
 }

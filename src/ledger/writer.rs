@@ -145,19 +145,26 @@ impl Ledger {
         Ok((Self { queue: queue.clone(), shared, reader, clock }, Writer { queue, thread }))
     }
 
-    /// Hands a command to the writer and waits until its outcome is durable. The command is carried out
-    /// even if the caller goes away.
+    /// Hands a command to the writer and waits until its outcome is durable, or until
+    /// [`limits::DECISION_TIMEOUT`] has passed: then the outcome is found by asking again. The command is
+    /// carried out even if the caller goes away.
     pub async fn submit(&self, command: Command) -> Result<Outcome, Failure> {
         let (reply, outcome) = oneshot::channel();
         self.enqueue(Work::One(command, reply))?;
-        outcome.await.unwrap_or(Err(Failure::Unavailable))
+        match tokio::time::timeout(limits::DECISION_TIMEOUT, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            _ => Err(Failure::Unavailable),
+        }
     }
 
     /// The same for many that are to be appended together; answers are in their order.
     pub async fn submit_all(&self, commands: Vec<Command>) -> Result<Vec<Result<Outcome, Failure>>, Failure> {
         let (reply, outcomes) = oneshot::channel();
         self.enqueue(Work::Many(commands, reply))?;
-        outcomes.await.map_err(|_| Failure::Unavailable)
+        match tokio::time::timeout(limits::DECISION_TIMEOUT, outcomes).await {
+            Ok(Ok(outcomes)) => Ok(outcomes),
+            _ => Err(Failure::Unavailable),
+        }
     }
 
     fn enqueue(&self, work: Work) -> Result<(), Failure> {
