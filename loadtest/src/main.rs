@@ -139,11 +139,40 @@ fn run(Arguments { settings, command }: Arguments) -> Result<()> {
     }
     let mut workplace = Workplace::new(&settings.dir, settings.keep)
         .with_context(|| format!("making a directory in {}", settings.dir.display()))?;
+    end_with_signals(workplace.path().to_owned())?;
     let result = measure(&workplace, &settings, command);
     if result.is_err() {
         workplace.keep();
     }
     result
+}
+
+/// On a signal to end, takes the started processes and their data along.
+fn end_with_signals(data: PathBuf) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let waited = runtime.block_on(async {
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut hang_up = signal(SignalKind::hangup())?;
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hang_up.recv() => {}
+            }
+            std::io::Result::Ok(())
+        });
+        if let Err(error) = waited {
+            eprintln!("signals cannot be waited for: {error}");
+            return;
+        }
+        process::kill_all();
+        // What cannot be removed stays; there is nobody left to tell.
+        let _ = std::fs::remove_dir_all(&data);
+        std::process::exit(130);
+    })?;
+    Ok(())
 }
 
 fn measure(workplace: &Workplace, settings: &Settings, command: Option<Command>) -> Result<()> {

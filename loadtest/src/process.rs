@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -23,6 +24,25 @@ use crate::machine;
 pub const RETAILERS: u64 = 64;
 /// How long a process may take to start, and to stop.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The processes that run now, for [`kill_all`].
+static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+fn running() -> MutexGuard<'static, Vec<u32>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn pid(process: u32) -> Option<Pid> {
+    i32::try_from(process).ok().and_then(Pid::from_raw)
+}
+
+/// Kills every process that was started and has not been stopped, for a run that ends before its time.
+pub fn kill_all() {
+    for process in running().drain(..).filter_map(pid) {
+        // One that has ended by itself is as good.
+        let _ = rustix::process::kill_process(process, Signal::KILL);
+    }
+}
 
 /// A process that is killed, if it has not been stopped, when this is dropped.
 #[derive(Debug)]
@@ -43,6 +63,7 @@ impl Process {
             .stderr(out)
             .spawn()
             .with_context(|| format!("starting {}", command.get_program().display()))?;
+        running().push(child.id());
         Ok(Self { name: name.to_owned(), log, child })
     }
 
@@ -84,6 +105,7 @@ impl Drop for Process {
         // Of a process that has ended there is nothing left to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        running().retain(|process| *process != self.child.id());
     }
 }
 
