@@ -313,7 +313,7 @@ pub struct Sale {
 }
 
 /// Who submits: a retailer itself, or a platform for a retailer.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Submitter {
     /// The retailer the claim belongs to.
     pub retailer: Uscc,

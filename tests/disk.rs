@@ -46,11 +46,11 @@ impl Drop for SmallDisk {
     }
 }
 
+/// A claim as it was sent, under which key, and what was answered.
+type Sent = (String, Sale, Answer);
+
 /// Claims until one is refused; what was acknowledged, and the refusal with its key and sale.
-fn claim_until_refused(
-    till: &crate::support::Caller,
-    now: crate::support::Timestamp,
-) -> (Vec<(String, Sale, Answer)>, (String, Sale, Answer)) {
+fn claim_until_refused(till: &crate::support::Caller, now: crate::support::Timestamp) -> (Vec<Sent>, Sent) {
     let mut acknowledged = Vec::new();
     for _ in 0..20_000 {
         let (key, sale) = (fresh_key(), Sale::at(now));

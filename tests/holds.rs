@@ -24,10 +24,7 @@ fn a_hold_reserves_money_and_is_redeemed_with_its_device() {
     till.redeem(&hold).must_refuse("device-required");
     let body = json!({"device": device, "invoice_no": "2433200000001234"});
     let redeemed = till.act(&hold, "redeem", &body).must_be(200);
-    assert_eq!(
-        (&redeemed["status"], &redeemed["subsidy"], &redeemed["device"]["sn"]),
-        (&json!("redeemed"), &json!("600.00"), &device["sn"])
-    );
+    assert_eq!((&redeemed["status"], &redeemed["subsidy"]), (&json!("redeemed"), &json!("600.00")));
     assert_eq!(redeemed["device"]["sn"], device["sn"]);
     assert_eq!((fen(&regulator.fund(&fund)["held"]), fen(&regulator.fund(&fund)["redeemed"])), (0, 60_000));
     assert_eq!(till.look_at(&hold), redeemed);

@@ -27,9 +27,10 @@ fn the_metrics_count_what_happens() {
     let till = service.retailer();
     let claim = till.claimed(&service.sale());
     till.claim(&service.sale().category("toaster")).must_refuse("category-not-eligible");
+    till.list("/v1/claims");
     let metrics = service.metrics();
     for part in [
-        "request_duration_seconds",
+        "http_request_duration_seconds",
         "batch",
         "append",
         "seconds",
@@ -47,8 +48,10 @@ fn the_metrics_count_what_happens() {
             .unwrap_or_else(|| panic!("{part} in\n{metrics}"))
     };
     assert!(line("category-not-eligible").ends_with(" 1"));
-    let position: f64 = line("journal_position").rsplit(' ').next().unwrap().parse().unwrap();
-    assert!(position as u64 >= claim["journal"]["position"].as_u64().unwrap());
+    let number = |part: &str| line(part).rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64;
+    let made = claim["journal"]["position"].as_u64().unwrap();
+    assert!(number("_journal_position") >= made && number("_book_position") >= made, "{metrics}");
+    assert!(number("_batch_commands_count") > 1 && number("_append_seconds_count") > 1, "{metrics}");
     assert!(
         metrics.contains("/v1/claims\"") && metrics.contains("\"201\""),
         "by route and status:\n{metrics}"
@@ -135,7 +138,7 @@ fn stopping_finishes_what_was_begun_and_leaves_a_clean_journal() {
         assert!(status.success(), "{status}");
         assert!(acknowledged.len() > 8, "{} claims", acknowledged.len());
         for fault in &broken {
-            let refused = ["refused", "Connection", "connection", "closed", "reset", "Peer"]
+            let refused = ["refused", "Connection", "connection", "closed", "reset", "Peer", "pipe"]
                 .iter()
                 .any(|word| fault.contains(word));
             assert!(refused, "{fault}");
@@ -194,7 +197,8 @@ fn the_first_start_prints_tokens_and_a_sale_that_works_when_pasted() {
     for role in ["retailer", "platform", "regulator"] {
         assert!(log.contains(role), "a token for each role:\n{log}");
     }
-    let start = log.find("curl ").unwrap_or_else(|| panic!("a curl line in\n{log}"));
+    let curl = log.find("curl ").unwrap_or_else(|| panic!("a curl line in\n{log}"));
+    let start = log[..curl].rfind('\n').map_or(0, |end| end + 1);
     let mut pasted = String::new();
     for line in log[start..].lines() {
         match line.strip_suffix('\\') {
@@ -238,4 +242,26 @@ fn every_request_is_logged_once_without_what_it_was_about() {
     let told =
         json!(log.lines().filter(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()).count());
     assert!(told.as_u64() > Some(1));
+}
+
+#[test]
+fn the_log_is_structured_and_keeps_tokens_and_claims_to_itself() {
+    let options =
+        Options::default().env("SUBSIDY_POS__LOG__FORMAT", "json").env("SUBSIDY_POS__LOG__LEVEL", "debug");
+    let mut service = Service::start_with(options);
+    let till = service.retailer();
+    let claim = till.claimed(&service.sale());
+    till.claim(&service.sale().category("toaster")).must_refuse("category-not-eligible");
+    assert!(service.stop().success());
+    let log = service.log();
+    let structured: Vec<serde_json::Value> =
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert!(structured.len() > 3, "one object a line:\n{log}");
+    let plain = log.lines().filter(|line| line.contains(" INFO ") || line.contains("WARN ")).count();
+    assert_eq!(plain, 0, "and nothing else:\n{log}");
+    for line in &structured {
+        assert!(line["level"].is_string() && line["timestamp"].is_string(), "{line}");
+    }
+    let token = till.authorization().strip_prefix("Bearer ").unwrap().to_owned();
+    assert!(!log.contains(&token) && !log.contains(claim["claim_id"].as_str().unwrap()), "{log}");
 }

@@ -113,6 +113,22 @@ impl Programme {
         self.from <= day.as_str() && day.as_str() <= self.to
     }
 
+    /// Whether it would pay something for a sale of a category that it lists.
+    fn judges(&self, sale: &Value, price_fen: i64, region: &str, sold_at: i64) -> bool {
+        region.starts_with(self.regions)
+            && self.is_in_force(sold_at)
+            && self.fits(price_fen)
+            && self.is_met_by(sale)
+    }
+
+    fn fits(&self, price_fen: i64) -> bool {
+        self.ceiling_fen.is_none_or(|ceiling| price_fen <= ceiling) && self.pays(price_fen) > 0
+    }
+
+    fn is_met_by(&self, sale: &Value) -> bool {
+        self.grade.is_none_or(|grade| sale["energy_grade"].as_i64() == Some(grade))
+    }
+
     fn pays(&self, price_fen: i64) -> i64 {
         (price_fen * 15 / 100).min(self.cap_fen)
     }
@@ -201,12 +217,8 @@ impl Model {
     fn open_development_funds(&mut self, now: i64) {
         for programme in PROGRAMMES.iter().filter(|programme| programme.is_in_force(now)) {
             for city in CITIES {
-                let open = self.funds.values().any(|fund| {
-                    fund.programme == programme.id
-                        && fund.region == city
-                        && fund.from <= day(now)
-                        && day(now) <= fund.to
-                });
+                let open =
+                    self.funds.values().any(|fund| fund.programme == programme.id && fund.region == city);
                 if !open {
                     let fund = Fund {
                         programme: programme.id.into(),
@@ -306,6 +318,7 @@ impl Model {
         if candidates.is_empty() {
             return refused("category-not-eligible");
         }
+        let listing = candidates.clone();
         candidates.retain(|programme| accepted.is_none_or(|accepted| accepted == programme.id));
         if candidates.is_empty() {
             return refused("programme-not-applicable");
@@ -323,15 +336,11 @@ impl Model {
         if sold_at < now - back || sold_at > now + 5 * MINUTE || (late && year(sold_at) != year(now)) {
             return refused("sold-at-out-of-range");
         }
-        candidates.retain(|programme| {
-            programme.ceiling_fen.is_none_or(|ceiling| price <= ceiling) && programme.pays(price) > 0
-        });
+        candidates.retain(|programme| programme.fits(price));
         if candidates.is_empty() {
             return refused("price-not-eligible");
         }
-        candidates.retain(|programme| {
-            programme.grade.is_none_or(|grade| sale["energy_grade"].as_i64() == Some(grade))
-        });
+        candidates.retain(|programme| programme.is_met_by(sale));
         if candidates.is_empty() {
             return refused("condition-not-met");
         }
@@ -356,10 +365,15 @@ impl Model {
             return refused("consumer-limit-reached");
         }
         if let Some(lack) = self.lack(chosen, subsidy, region, sold_at) {
-            let others = candidates[1..]
-                .iter()
-                .filter(|other| self.lack(other, other.pays(price), region, sold_at).is_none());
+            // Whatever else could pay is named, also to a till that had asked for one programme only.
+            let mut others: Vec<_> = listing
+                .into_iter()
+                .filter(|other| other.id != chosen.id && other.judges(sale, price, region, sold_at))
+                .filter(|other| self.lack(other, other.pays(price), region, sold_at).is_none())
+                .collect();
+            others.sort_by_key(|other| (-other.pays(price), other.priority));
             let alternatives: Vec<_> = others
+                .iter()
                 .map(|other| json!({"programme": other.id, "subsidy": yuan(other.pays(price))}))
                 .collect();
             return Expected::Refused(lack, Some(json!(alternatives)));
@@ -878,7 +892,8 @@ impl Run {
             let overlaps = self.model.funds.values().any(|fund| {
                 fund.programme == programme && fund.region == region && fund.from <= to && from <= fund.to
             });
-            if self.model.funds.contains_key(&id) {
+            let exists = self.model.funds.contains_key(&id);
+            if exists {
                 answer.must_refuse("fund-exists");
                 self.count("fund-exists");
             } else if overlaps {

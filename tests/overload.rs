@@ -19,8 +19,8 @@ fn what_does_not_fit_the_queue_is_refused_at_once_and_the_rest_is_done() {
             (keys, json!({"items": items}))
         })
         .collect();
-    // Every sync takes four seconds, so that what is sent meanwhile piles up.
-    let inject = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=4000000"];
+    // Every sync takes more than a second, so that what is sent meanwhile piles up.
+    let inject = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=1200000"];
     let tracer = Tracer::attach(&service, &inject);
     let answers = at_once(30, |index| {
         let began = Instant::now();
@@ -75,4 +75,25 @@ fn reads_and_health_go_on_while_the_writer_is_held_up() {
     });
     drop(tracer);
     till.look_at(&claim);
+}
+
+#[test]
+fn a_disk_that_does_not_answer_is_told_within_the_time_for_a_decision() {
+    let service = Service::start();
+    let till = service.retailer();
+    let sale = service.sale();
+    let inject = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=14000000"];
+    let tracer = Tracer::attach(&service, &inject);
+    let began = Instant::now();
+    let answer = till.claim_under("slow", &sale);
+    let took = began.elapsed();
+    answer.must_refuse("ledger-unavailable");
+    assert!(took > Duration::from_secs(5) && took < Duration::from_secs(13), "{took:?}");
+    drop(tracer);
+    // What has become of it is found by asking again.
+    crate::support::eventually("it settles", Duration::from_secs(40), || {
+        (till.claim_under("slow", &sale).status == 201).then_some(())
+    });
+    assert_eq!(till.list("/v1/claims").len(), 1);
+    service.must_verify();
 }

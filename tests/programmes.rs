@@ -83,13 +83,12 @@ fn a_category_and_a_programme_are_added_by_files_alone() {
     let programmes = copy(directory.path());
     let file = programmes.join("zj-ai-25.toml");
     change(&file, "version = 1", "version = 2");
-    let toys = "\n[[category]]\nid = \"smart_toy\"\nzh = \"智能玩具\"\nen = \"smart toy\"\nclause = \"measure 25\"\nbasis = \"text\"\n";
-    let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, text + toys).unwrap();
-    let text = std::fs::read_to_string(&file).unwrap();
+    let category = "\n[[category]]\nid = \"smart_toy\"\nzh = \"智能玩具\"\nen = \"smart toy\"\nclause = \"measure 25: and the like\"\nbasis = \"choice\"\n";
+    let text = std::fs::read_to_string(&file).unwrap() + category;
+    std::fs::write(&file, &text).unwrap();
     let text =
         text.replace("zj-ai-25", "zj-toys-99").replace("version = 2", "version = 1").replace("0.15", "0.20");
-    let text = text.replace("value = 10\n", "value = 11\n");
+    let text = text.replace("value = 10\n", "value = 99\n");
     std::fs::write(programmes.join("zj-toys-99.toml"), text).unwrap();
     let service = Service::start_with(
         Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap()),

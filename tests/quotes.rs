@@ -1,6 +1,5 @@
 //! What a claim would get, without making it.
 
-use crate::support::service::fund_body;
 use crate::support::{Caller, Sale, Service, Value, fresh_key, json};
 
 /// What a till may ask before the sale: the same members as a claim.
@@ -69,10 +68,10 @@ fn glasses_in_2026_are_paid_by_measure_25_at_every_price() {
 fn the_published_cases_come_out_to_the_fen() {
     let service = Service::start();
     let till = service.retailer();
-    // In 2026 no fund of the programme of 2025 is open by itself.
-    let mut body = fund_body("digital-2025", "national-digital-2025", "330106", "1000000.00");
-    (body["from"], body["to"]) = (json!("2025-01-20"), json!("2025-12-31"));
-    service.regulator().post_under(&fresh_key(), "/v1/funds", &body).must_be(201);
+    // The service's day is one of 2026; somebody has opened the money of 2025.
+    let fund = json!({"fund_id": "of-2025", "programme": "national-digital-2025", "region_code": "330100",
+        "from": "2025-01-20", "to": "2025-12-31", "budget": "1000000.00"});
+    service.regulator().post_under("of-2025", "/v1/funds", &fund).must_be(201);
     let ask = |category: &str, price: &str, grade: Option<u8>, sold_at: &str| {
         let mut body = short(category, price, sold_at);
         if let Some(grade) = grade {

@@ -120,11 +120,10 @@ fn one_changed_byte_is_found_wherever_it_is() {
                 bytes[7] ^= 0x10;
                 Cell::Blob(bytes)
             }
-            Cell::Text(text) => Cell::Text(if text.starts_with('0') {
-                format!("1{}", &text[1..])
-            } else {
-                format!("0{}", &text[1..])
-            }),
+            Cell::Text(text) => {
+                let first = if text.starts_with('0') { '1' } else { '0' };
+                Cell::Text(format!("{first}{}", &text[1..]))
+            }
             other => panic!("{other:?}"),
         };
         set(&connection, position, &(bent, good.1.clone()));

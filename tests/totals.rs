@@ -58,9 +58,7 @@ fn expected(
             }
             (Some("held"), _) => count("held", -1),
             (Some("redeemed"), ended) => {
-                if ended == "returned" {
-                    count("returned", 1);
-                }
+                count(if ended == "returned" { "returned" } else { "cancelled" }, 1);
                 count("net", -1);
                 count("sales", -1);
             }
@@ -88,14 +86,14 @@ fn compare(regulator: &Caller, fold: &Fold, dimensions: &[&str], basis: &str, da
             .map(|dimension| row[*dimension].as_str().expect("a group").to_owned())
             .collect();
         let mut counts = Counts::new();
-        for what in ["held", "redeemed", "returned", "net"] {
+        for what in ["held", "redeemed", "returned", "cancelled", "net"] {
             counts.insert(what, (row[what]["items"].as_i64().expect("items"), fen(&row[what]["subsidy"])));
         }
         counts.insert("sales", (0, fen(&row["sales"])));
         assert!(told.insert(group, counts).is_none(), "one row for each group: {row}");
     }
     for (group, counts) in &expected {
-        for what in ["held", "redeemed", "returned", "net", "sales"] {
+        for what in ["held", "redeemed", "returned", "cancelled", "net", "sales"] {
             let (items, money) = counts.get(what).copied().unwrap_or_default();
             let row = told.get(group).unwrap_or_else(|| panic!("no row for {group:?} in {query}"));
             let (told_items, told_money) = row[what];

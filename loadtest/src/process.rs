@@ -28,6 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct Process {
     name: String,
+    log: PathBuf,
     child: Child,
 }
 
@@ -42,7 +43,7 @@ impl Process {
             .stderr(out)
             .spawn()
             .with_context(|| format!("starting {}", command.get_program().display()))?;
-        Ok(Self { name: name.to_owned(), child })
+        Ok(Self { name: name.to_owned(), log, child })
     }
 
     /// Its number.
@@ -53,7 +54,11 @@ impl Process {
     /// Fails if it has ended.
     fn require_running(&mut self) -> Result<()> {
         match self.child.try_wait()? {
-            Some(status) => bail!("{} has ended: {status}; see its log", self.name),
+            Some(status) => {
+                let log = fs::read_to_string(&self.log).unwrap_or_default();
+                let last = log.lines().next_back().unwrap_or("it said nothing");
+                bail!("{} has ended ({status}): {last}", self.name)
+            }
             None => Ok(()),
         }
     }
@@ -93,7 +98,12 @@ fn wait_for(process: &mut Process, what: &str, mut ready: impl FnMut() -> bool) 
     let began = Instant::now();
     while !ready() {
         process.require_running()?;
-        ensure!(began.elapsed() < PATIENCE, "{} is not {what} after {PATIENCE:?}; see its log", process.name);
+        ensure!(
+            began.elapsed() < PATIENCE,
+            "{} is not {what} after {PATIENCE:?}; see {}",
+            process.name,
+            process.log.display()
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(began.elapsed())
@@ -211,7 +221,9 @@ pub fn service_binary() -> Result<PathBuf> {
     // Under `cargo run` the service is brought up to date, built as this program was.
     if let Some(cargo) = std::env::var_os("CARGO") {
         let mut command = Command::new(cargo);
-        command.args(["build", "--quiet", "--package", "subsidy-pos", "--bin", "subsidy-pos"]);
+        // Both packages, so that their dependencies are those built already.
+        command.args(["build", "--quiet", "--package", "subsidy-pos", "--package", "subsidy-pos-loadtest"]);
+        command.args(["--bin", "subsidy-pos"]);
         if directory.file_name().is_some_and(|name| name == "release") {
             command.arg("--release");
         }
@@ -259,7 +271,7 @@ impl Postgres {
                 .args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-locale", "-D"])
                 .arg(&data),
         )?;
-        ensure!(initdb.child.wait()?.success(), "initdb failed; see its log");
+        ensure!(initdb.child.wait()?.success(), "initdb failed; see {}", initdb.log.display());
         let port = free_address()?.port();
         let mut command = as_account("postgres");
         command.arg("-D").arg(&data).args(["-p", &port.to_string()]);

@@ -188,7 +188,7 @@ impl Claims {
             granted == sale::subsidy_fen(self.n) && self.members.redeemed.find(body).is_some(),
             unexpected(answer, &format!("a redeemed claim over {} fen", sale::subsidy_fen(self.n)))
         );
-        if self.trust == Trust::Check && self.n % READ_WHOLE == 0 {
+        if self.trust == Trust::Check && self.n.is_multiple_of(READ_WHOLE) {
             self.read_whole(answer)?;
         }
         self.made.claims += 1;
@@ -503,7 +503,7 @@ mod tests {
     const HEAD: &[u8] = b"HTTP/1.1 201 Created\r\n\r\n";
 
     fn claims() -> Claims {
-        Claims::new("token", Trust::Check, Shares::default(), 1 << 40)
+        Claims::new("token", Trust::Check, Shares::default(), 500_000_000_000)
     }
 
     fn answer_to(claims: &Claims, id: &str, subsidy_fen: u64) -> String {
@@ -568,7 +568,7 @@ mod tests {
     #[test]
     fn shares_are_kept_and_wrong_answers_to_hostile_requests_fail() {
         let shares = Shares { duplicates: 100, hostile: 100 };
-        let mut claims = Claims::new("abcdefghijklmnop", Trust::Check, shares, 1 << 40);
+        let mut claims = Claims::new("abcdefghijklmnop", Trust::Check, shares, 500_000_000_000);
         let mut hostile = 0;
         for _ in 0..2000 {
             claims.next(Instant::now());

@@ -566,7 +566,7 @@ pub fn asked_by<T>(read: impl FnOnce(&mut Reader<'_, '_>) -> Option<T>) -> Vec<A
 fn parse(bytes: &[u8]) -> Result<Node<'_>, Fault> {
     let nodes_left = Cell::new(NODES_MAX);
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let node = Tree { nodes_left: &nodes_left }.deserialize(&mut deserializer);
+    let node = Tree { nodes_left: &nodes_left, room: ROOM }.deserialize(&mut deserializer);
     node.and_then(|node| deserializer.end().map(|()| node)).map_err(|error| Fault {
         pointer: String::new(),
         wrong: Wrong::with_texts(
@@ -703,6 +703,19 @@ fn amount<'r>(node: &'r Node<'_>) -> Result<&'r str, Wrong> {
 #[derive(Clone, Copy)]
 struct Tree<'c> {
     nodes_left: &'c Cell<usize>,
+    /// Members an object has room for from its first one on.
+    room: usize,
+}
+
+/// A body's outermost object has about as many members as a claim; those inside have few.
+const ROOM: usize = 16;
+const ROOM_INSIDE: usize = 4;
+
+impl Tree<'_> {
+    /// The same for a value inside another.
+    const fn inside(self) -> Self {
+        Self { room: ROOM_INSIDE, ..self }
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Tree<'_> {
@@ -752,7 +765,7 @@ impl<'de> Visitor<'de> for Tree<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
         let mut array = Vec::new();
-        while let Some(item) = items.next_element_seed(self)? {
+        while let Some(item) = items.next_element_seed(self.inside())? {
             array.push(item);
         }
         Ok(Node::Array(array))
@@ -761,7 +774,10 @@ impl<'de> Visitor<'de> for Tree<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
         let mut object = Vec::new();
         while let Some(name) = members.next_key_seed(Name)? {
-            object.push((name, members.next_value_seed(self)?));
+            if object.is_empty() {
+                object.reserve_exact(self.room);
+            }
+            object.push((name, members.next_value_seed(self.inside())?));
         }
         Ok(Node::Object(object))
     }

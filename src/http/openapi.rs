@@ -122,6 +122,9 @@ fn close_requests(document: &mut Value) {
     while let Some(name) = open.pop() {
         if let Some(schema) = document["components"]["schemas"].get_mut(&name) {
             close(schema, &mut open);
+            if schema["type"] == "object" {
+                schema["additionalProperties"] = Value::Bool(false);
+            }
         }
         closed.push(name);
         open.retain(|name| !closed.contains(name));
@@ -142,7 +145,7 @@ fn close(value: &mut Value, refers: &mut Vec<String>) {
                 .iter_mut()
                 .filter(|(name, _)| *name != "example")
                 .for_each(|(_, member)| close(member, refers));
-            if members.get("type").is_some_and(|kind| kind == "object") {
+            if members.contains_key("properties") {
                 members.insert("additionalProperties".to_owned(), Value::Bool(false));
             }
         }
@@ -182,7 +185,9 @@ mod tests {
         if let Some(name) = schema["$ref"].as_str().and_then(|path| path.rsplit('/').next()) {
             return members(&schemas[name], pointer, found);
         }
-        for alternative in ["oneOf", "anyOf"].iter().filter_map(|of| schema[*of].as_array()).flatten() {
+        for alternative in
+            ["oneOf", "anyOf", "allOf"].iter().filter_map(|of| schema[*of].as_array()).flatten()
+        {
             members(alternative, pointer, found);
         }
         if schema["items"].is_object() {

@@ -200,7 +200,7 @@ fn described(document: &Value) -> String {
     for (name, schema) in members(&document["components"]["schemas"]) {
         let _ = write!(
             html,
-            "<details id=\"{name}\"><summary><b>{name}</b> <span>{}</span></summary>{}</details>",
+            "<details><summary><b>{name}</b> <span>{}</span></summary><div id=\"{name}\">{}</div></details>",
             Escaped(text(&schema["description"]).lines().next().unwrap_or_default()),
             properties(schema),
         );

@@ -65,8 +65,8 @@ impl Language {
 /// A quality value, `0.5`, in thousandths; 0 for anything that is not one.
 fn thousandths(quality: &str) -> u32 {
     let (whole, fraction) = quality.split_once('.').unwrap_or((quality, ""));
-    let decimals = fraction.bytes().chain(std::iter::repeat(b'0')).take(3);
-    let digits = decimals.fold(Some(0), |sum, byte| Some(sum? * 10 + (byte as char).to_digit(10)?));
+    let mut decimals = fraction.bytes().chain(std::iter::repeat(b'0')).take(3);
+    let digits = decimals.try_fold(0, |sum, byte| Some(sum * 10 + (byte as char).to_digit(10)?));
     match (whole, digits) {
         ("1", _) => 1000,
         ("0", Some(digits)) => digits,
@@ -637,7 +637,7 @@ impl From<Refusal> for Problem {
             Refusal::Policy(Refused::PriceNotEligible(_)) => Code::PriceNotEligible,
             Refusal::Policy(Refused::ConditionNotMet(_)) => Code::ConditionNotMet,
             Refusal::SoldAtOutOfRange => Code::SoldAtOutOfRange,
-            Refusal::ReceivedElsewhere => Code::ReceivedElsewhere,
+            Refusal::ReceivedElsewhere { .. } => Code::ReceivedElsewhere,
             Refusal::OrderLineAlreadyClaimed => Code::OrderLineAlreadyClaimed,
             Refusal::DeviceAlreadySubsidised => Code::DeviceAlreadySubsidised,
             Refusal::TradeInAlreadyUsed => Code::TradeInAlreadyUsed,
@@ -667,6 +667,11 @@ impl From<Refusal> for Problem {
                 )
                 .into(),
                 zh: format!("申领状态为{}，该状态或原有内容不允许此操作。", status.name()).into(),
+            }),
+            // The law forbids paying twice; that whatever was received elsewhere counts is a choice.
+            Refusal::ReceivedElsewhere { programme } => problem.with_clause(Clause {
+                basis: Basis::Choice.name(),
+                ..Clause::new(&programme, &programme.overlap.reference)
             }),
             Refusal::ConsumerLimitReached { programme, limit } => problem.with_limit(&programme, limit),
             Refusal::FundNotOpen { alternatives }

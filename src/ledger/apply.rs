@@ -272,7 +272,7 @@ fn payable<'s, 'd>(
 ) -> Deciding<(&'d Considered, &'s Fund)> {
     let chosen = determination.chosen();
     if asked.received_elsewhere {
-        return Err(Refusal::ReceivedElsewhere.into());
+        return Err(Refusal::ReceivedElsewhere { programme: Arc::clone(&chosen.programme) }.into());
     }
     if taken(state, asked.order_line, now, dead)? {
         return Err(Refusal::OrderLineAlreadyClaimed.into());

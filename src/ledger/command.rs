@@ -353,7 +353,10 @@ pub enum Refusal {
     /// The sale lies too far back or ahead.
     SoldAtOutOfRange,
     /// A subsidy was received elsewhere.
-    ReceivedElsewhere,
+    ReceivedElsewhere {
+        /// Whose rule it is that nothing is paid on top of it.
+        programme: Arc<Programme>,
+    },
     /// The order line has a live claim.
     OrderLineAlreadyClaimed,
     /// The device has a live claim.

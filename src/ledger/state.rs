@@ -6,7 +6,7 @@
 //! the deciding code promised (keys free, money there, times in order) and refuses a journal that
 //! breaks it.
 //!
-//! Memory: a claim costs 64 bytes for its record, 16 for each key and about 10 for the key's place in
+//! Memory: a claim costs 60 bytes for its record, 16 for each key and about 10 for the key's place in
 //! the index. The index keeps no keys of its own, it points into the claims; it is split into
 //! [`limits::KEY_INDEX_SHARDS`] tables so that growing one is never felt.
 
@@ -21,7 +21,7 @@ use super::entry::{
     Balance, ClaimKeys, ClaimMade, ClaimMoved, Entry, Event, FundDelta, Hash, Key, ProgrammeFile,
 };
 use crate::claim::{ClaimId, FundId, Status, Submitter};
-use crate::identity::{RegionCode, Uscc};
+use crate::identity::RegionCode;
 use crate::journal::Head;
 use crate::limits;
 use crate::money::Fen;
@@ -68,9 +68,8 @@ pub struct ClaimRecord {
     until: [u8; 6],
     keys_at: u32,
     subsidy_fen: u32,
-    retailer: u32,
-    /// 0 for none, else the platform's number plus one.
-    platform: u32,
+    /// The number of its retailer and platform.
+    submitter: u32,
     fund: u16,
     /// Which of the keys are held, by their place in the run.
     held: u16,
@@ -80,7 +79,7 @@ pub struct ClaimRecord {
     has_trade_in: bool,
 }
 
-const _: () = assert!(size_of::<ClaimRecord>() <= 64);
+const _: () = assert!(size_of::<ClaimRecord>() <= 60);
 // Request, order line, person and old device; serial number, IMEIs, and the serial number as IMEI.
 const _: () = assert!(4 + 2 + limits::IMEI_MAX <= 16);
 
@@ -344,10 +343,8 @@ pub struct State {
     passing: BTreeSet<(Timestamp, Passing)>,
     officer_requests: BTreeMap<Key, (u64, Key)>,
     // Names are numbered as they are met; the numbers never leave the state.
-    retailers: Vec<Uscc>,
-    retailer_numbers: HashMap<Uscc, u32>,
-    platforms: Vec<Arc<str>>,
-    platform_numbers: HashMap<Arc<str>, u32>,
+    submitters: Vec<Submitter>,
+    submitter_numbers: HashMap<Submitter, u32>,
 }
 
 impl Default for State {
@@ -370,10 +367,8 @@ impl Default for State {
             spent: BTreeMap::new(),
             passing: BTreeSet::new(),
             officer_requests: BTreeMap::new(),
-            retailers: Vec::new(),
-            retailer_numbers: HashMap::new(),
-            platforms: Vec::new(),
-            platform_numbers: HashMap::new(),
+            submitters: Vec::new(),
+            submitter_numbers: HashMap::new(),
         }
     }
 }
@@ -433,15 +428,9 @@ impl State {
 
     /// Whether `by` is who may act on the claim: its retailer, or the platform that submitted it.
     pub fn is_owned_by(&self, record: &ClaimRecord, by: &Submitter) -> bool {
-        let retailer = self.retailers.get(record.retailer as usize) == Some(&by.retailer);
-        let platform = match &by.platform {
-            None => true,
-            Some(name) => {
-                record.platform.checked_sub(1).and_then(|number| self.platforms.get(number as usize))
-                    == Some(name)
-            }
-        };
-        retailer && platform
+        self.submitters.get(record.submitter as usize).is_some_and(|submitter| {
+            submitter.retailer == by.retailer && (by.platform.is_none() || submitter.platform == by.platform)
+        })
     }
 
     /// The claims that hold `key`, in no particular order.
@@ -570,13 +559,9 @@ impl State {
             bytes.push(record.keys_len);
             bytes.extend_from_slice(&[u8::from(record.return_restores), u8::from(record.has_trade_in)]);
             bytes.extend_from_slice(record.status.name().as_bytes());
-            if let Some(retailer) = self.retailers.get(record.retailer as usize) {
-                bytes.extend_from_slice(retailer.as_str().as_bytes());
-            }
-            let platform =
-                record.platform.checked_sub(1).and_then(|number| self.platforms.get(number as usize));
-            if let Some(platform) = platform {
-                bytes.extend_from_slice(platform.as_bytes());
+            if let Some(submitter) = self.submitters.get(record.submitter as usize) {
+                bytes.extend_from_slice(submitter.retailer.as_str().as_bytes());
+                bytes.extend_from_slice(submitter.platform.as_deref().unwrap_or_default().as_bytes());
             }
             for place in 0..usize::from(record.keys_len) {
                 let Some(key) = self.claims.key(record, place) else { continue };
@@ -759,23 +744,16 @@ impl State {
         }
     }
 
-    fn retailer_number(&mut self, retailer: Uscc) -> u32 {
-        let next = self.retailers.len() as u32;
-        let number = *self.retailer_numbers.entry(retailer).or_insert(next);
-        if number == next {
-            self.retailers.push(retailer);
+    fn submitter_number(&mut self, submitter: Submitter) -> u32 {
+        let next = self.submitters.len() as u32;
+        match self.submitter_numbers.get(&submitter) {
+            Some(number) => *number,
+            None => {
+                self.submitters.push(submitter.clone());
+                self.submitter_numbers.insert(submitter, next);
+                next
+            }
         }
-        number
-    }
-
-    fn platform_number(&mut self, platform: &Arc<str>) -> u32 {
-        if let Some(number) = self.platform_numbers.get(platform) {
-            return *number;
-        }
-        let number = self.platforms.len() as u32;
-        self.platforms.push(Arc::clone(platform));
-        self.platform_numbers.insert(Arc::clone(platform), number);
-        number
     }
 }
 
@@ -959,8 +937,9 @@ impl Folding<'_> {
             until: [0; 6],
             keys_at: 0,
             subsidy_fen: u32::try_from(made.subsidy.get()).map_err(|_| "the subsidy does not fit")?,
-            retailer: self.state.retailer_number(made.retailer),
-            platform: made.platform.as_ref().map_or(0, |platform| self.state.platform_number(platform) + 1),
+            submitter: self
+                .state
+                .submitter_number(Submitter { retailer: made.retailer, platform: made.platform.clone() }),
             fund: fund.0,
             held: 0,
             keys_len: 0,

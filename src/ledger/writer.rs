@@ -261,23 +261,65 @@ pub fn stored(row: &Row) -> Result<Stored, OpenError> {
     Ok(Stored { entry: Entry::decode(row.position, &row.entry)?, hash: row.hash })
 }
 
-/// Folds everything that follows the state's head.
+/// Folds everything that follows the state's head. Reading and decoding go on beside the folding: at
+/// start, that is what takes the time.
 fn catch_up(
     state: &mut State,
     journal: &mut dyn Journal,
     each: &mut dyn FnMut(Stored),
 ) -> Result<(), OpenError> {
-    loop {
-        let rows = journal.read(state.head().position, limits::JOURNAL_READ_ENTRIES_MAX)?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        for row in &rows {
-            let stored = stored(row)?;
-            state.fold(&stored.entry, stored.hash, None)?;
-            each(stored);
-        }
+    let first = journal.read(state.head().position, limits::JOURNAL_READ_ENTRIES_MAX)?;
+    let Some(mut last) = first.last().map(|row| row.position) else { return Ok(()) };
+    if first.len() < limits::JOURNAL_READ_ENTRIES_MAX {
+        return fold_all(state, first.iter().map(stored), each);
     }
+    std::thread::scope(|scope| {
+        let (batches, decoded) = std::sync::mpsc::sync_channel(limits::DECODED_BATCHES_MAX);
+        scope.spawn(move || {
+            let mut rows = Ok(first);
+            loop {
+                let batch = rows.map_err(OpenError::from).and_then(|rows| decode_all(&rows));
+                let stop = batch.as_ref().map_or(true, Vec::is_empty);
+                // Whoever folds has found a fault and does not listen any more, or this was the end.
+                if batches.send(batch).is_err() || stop {
+                    return;
+                }
+                rows = journal.read(last, limits::JOURNAL_READ_ENTRIES_MAX);
+                last = rows.as_ref().ok().and_then(|rows| rows.last()).map_or(last, |row| row.position);
+            }
+        });
+        for batch in decoded {
+            fold_all(state, batch?.into_iter().map(Ok), each)?;
+        }
+        Ok(())
+    })
+}
+
+fn fold_all(
+    state: &mut State,
+    entries: impl Iterator<Item = Result<Stored, OpenError>>,
+    each: &mut dyn FnMut(Stored),
+) -> Result<(), OpenError> {
+    for stored in entries {
+        let stored = stored?;
+        state.fold(&stored.entry, stored.hash, None)?;
+        each(stored);
+    }
+    Ok(())
+}
+
+/// Checks and decodes rows, half of them on another thread.
+fn decode_all(rows: &[Row]) -> Result<Vec<Stored>, OpenError> {
+    let decode = |rows: &[Row]| rows.iter().map(stored).collect::<Result<Vec<_>, _>>();
+    let (front, back) = rows.split_at(rows.len() / 2);
+    std::thread::scope(|scope| {
+        let front = scope.spawn(move || decode(front));
+        let back = decode(back);
+        let mut all =
+            front.join().map_err(|_| OpenError::Thread(std::io::Error::other("a decoder failed")))??;
+        all.append(&mut back?);
+        Ok(all)
+    })
 }
 
 fn published(state: &State) -> Published {

@@ -452,24 +452,15 @@ fn collect(source: impl Read + Send + 'static, log: &Arc<Mutex<Vec<String>>>) ->
     })
 }
 
-/// The addresses of tills and operators among the lines a service has printed.
+/// The addresses of tills and operators, once the service has told both.
 fn printed_addresses(lines: &[String]) -> Option<(String, String)> {
-    let mut tills = None;
-    let mut operators = None;
-    for line in lines {
-        let Some(start) = line.find("127.0.0.1:") else { continue };
-        let rest = &line[start..];
-        let end =
-            rest["127.0.0.1:".len()..].find(|c: char| !c.is_ascii_digit()).map_or(rest.len(), |end| end + 10);
-        let address = rest[..end].to_owned();
-        if address.ends_with(":0") {
-            continue;
-        }
-        if line.contains("operations") {
-            operators.get_or_insert(address);
-        } else {
-            tills.get_or_insert(address);
-        }
-    }
-    Some((tills?, operators?))
+    let ready = lines.iter().position(|line| line.starts_with("subsidy-pos is ready on"))?;
+    let told = lines[ready..].join(" ");
+    let (_, of_operators) = told.split_once("operations")?;
+    let address = |text: &str| {
+        let (_, address) = text.split_once("http://")?;
+        let end = address.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
+        Some(address[..end.unwrap_or(address.len())].to_owned())
+    };
+    Some((address(&told)?, address(of_operators)?))
 }
