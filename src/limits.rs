@@ -117,8 +117,8 @@ pub const KEY_INDEX_SHARDS: usize = 4096;
 pub const CLAIM_CHUNK: usize = 16 * 1024;
 /// Highest per-person limit a programme may set.
 pub const PERSON_LIMIT_MAX: u16 = 100;
-/// Times a request is tried again after losing a race inside the service.
-pub const STALE_RETRIES_MAX: usize = 8;
+/// Times in a row that a batch is decided again because another process appended first.
+pub const WRITER_LOST_RACES_MAX: usize = 32;
 /// How long a command may wait for its decision before the caller is told 503.
 pub const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
 

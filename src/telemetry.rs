@@ -72,8 +72,8 @@ pub fn init(level: LogLevel, format: LogFormat) -> io::Result<()> {
 /// Upper ends of the buckets for durations, in seconds.
 const SECONDS: [f64; 13] =
     [0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
-/// Upper ends of the buckets for commands in a batch.
-const COMMANDS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+/// Upper ends of the buckets for entries in an append.
+const ENTRIES: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
 /// The statuses this service answers with; any other one is counted under `other`.
 const STATUSES: [(u16, &str); 15] = [
@@ -124,8 +124,8 @@ pub struct Metrics {
     requests: Requests,
     routes: Box<[Route]>,
     refusals: Box<[Counter]>,
-    /// Commands decided before one append.
-    pub writer_batch_commands: Histogram,
+    /// Entries appended at once.
+    pub writer_batch_entries: Histogram,
     /// Seconds until one append was durable.
     pub journal_append_seconds: Histogram,
     /// Commands waiting for the writer.
@@ -158,7 +158,7 @@ impl Metrics {
                 .map(|name| Route { name, by_status: [const { OnceLock::new() }; STATUS_SLOTS] })
                 .collect(),
             refusals: codes.iter().map(|code| refusals.get_or_create_owned(&[("code", code)])).collect(),
-            writer_batch_commands: Histogram::new(COMMANDS),
+            writer_batch_entries: Histogram::new(ENTRIES),
             journal_append_seconds: Histogram::new(SECONDS),
             writer_queue_commands: Level::default(),
             journal_position: Level::default(),
@@ -184,9 +184,9 @@ impl Metrics {
         );
         registry.register("refusals", "Requests refused, by code", refusals);
         registry.register(
-            "writer_batch_commands",
-            "Commands decided before one append",
-            metrics.writer_batch_commands.clone(),
+            "writer_batch_entries",
+            "Entries appended at once",
+            metrics.writer_batch_entries.clone(),
         );
         registry.register_with_unit(
             "journal_append",
@@ -295,7 +295,7 @@ mod tests {
     fn everything_an_operator_watches_is_there_before_the_first_request() {
         let text = metrics().render();
         for name in [
-            "writer_batch_commands_count",
+            "writer_batch_entries_count",
             "journal_append_seconds_count",
             "writer_queue_commands",
             "journal_position",

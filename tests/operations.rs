@@ -51,7 +51,7 @@ fn the_metrics_count_what_happens() {
     let number = |part: &str| line(part).rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64;
     let made = claim["journal"]["position"].as_u64().unwrap();
     assert!(number("_journal_position") >= made && number("_book_position") >= made, "{metrics}");
-    assert!(number("_batch_commands_count") > 1 && number("_append_seconds_count") > 1, "{metrics}");
+    assert!(number("_batch_entries_count") > 1 && number("_append_seconds_count") > 1, "{metrics}");
     assert!(
         metrics.contains("/v1/claims\"") && metrics.contains("\"201\""),
         "by route and status:\n{metrics}"

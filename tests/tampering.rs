@@ -199,6 +199,22 @@ fn a_row_put_in_between_is_found() {
 }
 
 #[test]
+fn a_row_put_before_the_first_is_found() {
+    for position in [0, -3] {
+        let (service, middle) = history();
+        let connection = open(service.data());
+        let copy = row(&connection, middle);
+        connection
+            .execute(
+                "INSERT INTO journal (position, hash, entry) VALUES (?, ?, ?)",
+                params![position, copy.0, copy.1],
+            )
+            .unwrap();
+        must_name(&service, 1, &[]);
+    }
+}
+
+#[test]
 fn a_row_added_at_the_end_is_found() {
     let (service, _) = history();
     let connection = open(service.data());

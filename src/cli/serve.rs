@@ -85,9 +85,6 @@ fn why(failure: Failure) -> Failed {
             Refusal::ActivationRefused(reason) => {
                 failed(format!("the programmes cannot be activated: {reason}"))
             }
-            Refusal::HashKeyDiffers => {
-                failed("privacy.hash_keys: the journal knows this key with another secret")
-            }
             other => failed(format!("the ledger refuses: {other:?}")),
         },
         Failure::Overloaded => failed("the ledger is overloaded"),
@@ -110,7 +107,7 @@ impl Watch {
     fn new(feed: &Feed, metrics: &Metrics) -> Box<Self> {
         Box::new(Self {
             feed: feed.clone(),
-            batch: metrics.writer_batch_commands.clone(),
+            batch: metrics.writer_batch_entries.clone(),
             append: metrics.journal_append_seconds.clone(),
         })
     }

@@ -88,3 +88,14 @@ pub trait Reader: Send + Sync {
     /// At most `limit` rows after position `after`, in order.
     fn after(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Row>, JournalError>>;
 }
+
+/// A number as the databases keep it.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// What the positions after `position` are above. Before the first there is nothing: a row put there by
+/// hand is read with the others, and refused.
+fn above(position: u64) -> i64 {
+    if position == 0 { i64::MIN } else { signed(position) }
+}

@@ -16,7 +16,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, NoTls, Statement};
 
-use super::{Head, Journal, JournalError, Reader, Row};
+use super::{Head, Journal, JournalError, Reader, Row, above, signed};
 use crate::ledger::entry::Hash;
 use crate::limits;
 
@@ -129,10 +129,6 @@ fn row(row: &tokio_postgres::Row) -> Result<Row, tokio_postgres::Error> {
     })
 }
 
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
 impl Session {
     async fn head(&self) -> Result<Head, JournalError> {
         let head = within(async {
@@ -145,7 +141,7 @@ impl Session {
 
     async fn after(&self, after: u64, limit: usize) -> Result<Vec<Row>, JournalError> {
         within(async {
-            let rows = self.client.query(&self.after, &[&signed(after), &signed(limit as u64)]).await?;
+            let rows = self.client.query(&self.after, &[&above(after), &signed(limit as u64)]).await?;
             rows.iter().map(row).collect()
         })
         .await

@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 
-use super::{Head, Journal, JournalError, Reader, Row};
+use super::{Head, Journal, JournalError, Reader, Row, above, signed};
 use crate::ledger::entry::Hash;
 use crate::limits;
 
@@ -102,11 +102,7 @@ fn read(connection: &Connection, after: u64, limit: usize) -> rusqlite::Result<V
     let mut statement = connection.prepare_cached(
         "SELECT position, hash, entry FROM journal WHERE position > ?1 ORDER BY position LIMIT ?2",
     )?;
-    statement.query_map((signed(after), signed(limit as u64)), row)?.collect()
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
+    statement.query_map((above(after), signed(limit as u64)), row)?.collect()
 }
 
 impl Journal for SqliteJournal {

@@ -465,7 +465,7 @@ impl Desk {
         if commands.iter().any(|command| !only_asks(command)) && self.journal.take_turn()? {
             self.catch_up()?;
         }
-        loop {
+        for _ in 0..=limits::WRITER_LOST_RACES_MAX {
             let now = self.now();
             let decided = match self.decide_all(commands, now) {
                 Ok(decided) => decided,
@@ -500,6 +500,7 @@ impl Desk {
                 }
             }
         }
+        Err(JournalError::Moved.into())
     }
 
     fn decide_all(&mut self, commands: &[Command], now: Timestamp) -> Result<Vec<Decided>, OpenError> {
