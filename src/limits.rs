@@ -168,6 +168,48 @@ pub const DEV_TOKEN_TTL_S: u64 = 12 * 3600;
 /// Retailers whose rate is remembered before idle ones are dropped.
 pub const RATE_KEYS_MAX: usize = 100_000;
 
+// --- The shield ---
+
+/// How often a process tells the others what it has in flight and hears what they have; each time a
+/// quarter more or less, so that no process is always the first to find a token.
+pub const SHIELD_TICK: Duration = Duration::from_millis(20);
+/// Least time between two such exchanges, however many requests ask for one.
+pub const SHIELD_EXCHANGE_GAP: Duration = Duration::from_millis(4);
+/// How long the tokens leased at a time should last at the pace of late.
+pub const SHIELD_LEASE: Duration = Duration::from_millis(60);
+/// How long leased tokens may be spent before they lapse.
+pub const SHIELD_LEASE_LIFE: Duration = Duration::from_secs(1);
+/// The part of a burst that a process leases ahead, at least and at most, as divisors.
+pub const SHIELD_LEASE_PARTS: (u32, u32) = (32, 4);
+/// Keys asked for in one exchange with Redis; further ones wait for the next.
+pub const SHIELD_FLUSH_KEYS_MAX: usize = 1024;
+/// Requests of one key that wait for Redis; one more is left to the local limit.
+pub const SHIELD_WAITERS_MAX: usize = 1024;
+/// Failures in a row of a cluster's slot after which its keys are left to the local limit.
+pub const SHIELD_SLOT_FAILURES_MAX: u32 = 2;
+/// How long that is.
+pub const SHIELD_SLOT_PAUSE: Duration = Duration::from_secs(1);
+/// Requests marked as in flight in one process; further ones go without a mark.
+pub const SHIELD_IN_FLIGHT_MAX: usize = 2 * QUEUE_COMMANDS_MAX;
+/// Marks that one process tells the others at a time.
+pub const SHIELD_MARKS_MAX: usize = 1024;
+/// How long a request must be in flight before the others are told.
+pub const SHIELD_MARK_AFTER: Duration = Duration::from_millis(20);
+/// How long a mark lives, and how long a process counts after it was last heard of.
+pub const SHIELD_MARK_LIFE: Duration = Duration::from_secs(2);
+/// Processes that share one Redis.
+pub const SHIELD_PROCESSES_MAX: usize = 64;
+/// Processes that share the limits as long as Redis has never said how many there are.
+pub const SHIELD_PROCESSES_ASSUMED: u32 = 3;
+/// Failures of Redis in a row after which it is left alone for a while.
+pub const SHIELD_FAILURES_MAX: u32 = 3;
+/// How long Redis is left alone after failing, at first and at most.
+pub const SHIELD_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How long a connection to Redis may take to be made.
+pub const SHIELD_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Slots that the keys of a Redis Cluster are put into.
+pub const SHIELD_SLOTS: u8 = 64;
+
 // --- Keys and settings ---
 
 /// Bytes in a file that holds one key or secret.
@@ -207,6 +249,13 @@ const _: () = assert!(BUDGET_YUAN_DIGITS_MAX <= 13);
 // JSON writes no character of a programme file with more than two bytes for one (TOML has no control
 // characters but tab and line ends), so that a set fits into its entry with room for the rest.
 const _: () = assert!(PROGRAMME_SET_BYTES_MAX * 2 + 4096 <= ENTRY_BYTES_MAX);
+const _: () = assert!(SHIELD_SLOT_FAILURES_MAX <= SHIELD_FAILURES_MAX);
+const _: () = assert!(SHIELD_EXCHANGE_GAP.as_millis() < SHIELD_TICK.as_millis());
+const _: () = assert!(SHIELD_TICK.as_millis() * 2 < SHIELD_LEASE.as_millis());
+const _: () = assert!(SHIELD_LEASE.as_millis() < SHIELD_LEASE_LIFE.as_millis());
+const _: () = assert!(SHIELD_MARK_AFTER.as_millis() < SHIELD_MARK_LIFE.as_millis());
+const _: () = assert!(SHIELD_MARK_LIFE.as_millis() <= u16::MAX as u128);
+const _: () = assert!(SHIELD_LEASE_PARTS.0 > SHIELD_LEASE_PARTS.1 && SHIELD_LEASE_PARTS.1 > 1);
 const _: () = assert!(WRITER_BATCH_COMMANDS_MAX + WRITER_BATCH_EXPIRIES_MAX <= BOOK_INBOX_ENTRIES_MAX / 2);
 const _: () = assert!(BOOK_INBOX_ENTRIES_MAX <= BOOK_BATCH_ENTRIES_MAX);
 const _: () = assert!(BOOK_QUERIES_RUNNING_MAX <= BOOK_QUERIES_MAX);

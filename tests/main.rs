@@ -26,6 +26,7 @@ mod programmes;
 mod quotes;
 mod rate_limits;
 mod returns;
+mod shield_redis;
 mod structure;
 mod tampering;
 mod totals;

@@ -9,7 +9,7 @@ use subsidy_pos::auth::{self, NewToken, Role, Verifier};
 use subsidy_pos::book::{self, Book, Feed, Projector};
 use subsidy_pos::claim::FundId;
 use subsidy_pos::clock::Clock;
-use subsidy_pos::config::{Config, LedgerUrl, Mode, ShieldUrl};
+use subsidy_pos::config::{Config, LedgerUrl, Mode, Secret, ShieldUrl};
 use subsidy_pos::heads::SignedHead;
 use subsidy_pos::http::operations::Standing;
 use subsidy_pos::http::{self, App};
@@ -25,6 +25,7 @@ use subsidy_pos::money::Fen;
 use subsidy_pos::programme::Programme;
 use subsidy_pos::secrets::{DevKeys, HashKeys, SigningKey};
 use subsidy_pos::shield::local::Local;
+use subsidy_pos::shield::redis::{self, Redis};
 use subsidy_pos::shield::{Limit, Shield};
 use subsidy_pos::telemetry::{self, Metrics};
 
@@ -163,7 +164,7 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
         verifier,
         hash_keys: Arc::new(hash_keys),
         signing_key: Arc::clone(&signing_key),
-        shield: shield(config)?,
+        shield: shield(config, ledger.published().keys.shield_salt())?,
         metrics,
         standing: Arc::clone(&standing),
     };
@@ -213,19 +214,21 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     Ok(())
 }
 
-fn shield(config: &Config) -> Result<Arc<dyn Shield>, Failed> {
+fn shield(config: &Config, salt: [u8; 16]) -> Result<Arc<dyn Shield>, Failed> {
     let limit = |per_second: u32| Limit { per_second, burst: per_second };
     let shield = &config.shield;
     let retailers =
         Limit { per_second: shield.retailer_per_second.get(), burst: shield.retailer_burst.get() };
-    let local = Local::new(
-        retailers,
-        limit(shield.platform_per_second.get()),
-        limit(shield.regulator_per_second.get()),
-    );
+    let platforms = limit(shield.platform_per_second.get());
+    let regulators = limit(shield.regulator_per_second.get());
     match &shield.url {
-        ShieldUrl::Local => Ok(Arc::new(local)),
-        ShieldUrl::Redis(_) => Err(failed("shield.url: this version has the local shield only")),
+        ShieldUrl::Local => Ok(Arc::new(Local::new(retailers, platforms, regulators))),
+        ShieldUrl::Redis(nodes) => {
+            let timeout = Duration::from_millis(shield.timeout_ms.get().into());
+            let nodes: Vec<_> = nodes.iter().map(Secret::expose).collect();
+            let settings = redis::Settings { nodes: &nodes, timeout, salt, retailers, platforms, regulators };
+            Ok(Arc::new(Redis::start(settings).map_err(failed)?))
+        }
     }
 }
 

@@ -39,6 +39,11 @@ impl KeyRing {
         Key::new(key)
     }
 
+    /// What the names of this journal's things in the shield are hashed with.
+    pub fn shield_salt(&self) -> [u8; 16] {
+        *self.key(9, &[]).bytes()
+    }
+
     /// A request: an idempotency key within retailer and integrator (a platform's name, or empty).
     pub fn request(&self, retailer: &Uscc, platform: Option<&str>, idempotency_key: &str) -> Key {
         self.key(

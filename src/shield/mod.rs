@@ -8,6 +8,7 @@ use futures_util::future::{BoxFuture, Either};
 use crate::identity::Uscc;
 
 pub mod local;
+pub mod redis;
 
 /// Whose rate is counted. Each class has its own limit.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -58,11 +59,51 @@ pub struct Admission {
 /// An admission that is there at once, or comes later from another machine.
 pub type Admitting<'s> = Either<Ready<Admission>, BoxFuture<'s, Admission>>;
 
+/// A request that other processes are told is in flight, until this is dropped.
+#[must_use = "the mark is taken off when this is dropped"]
+pub struct Mark {
+    _guard: Option<Box<dyn Send + Sync>>,
+}
+
+impl Mark {
+    /// A mark that nobody is told of.
+    pub const fn none() -> Self {
+        Self { _guard: None }
+    }
+
+    /// A mark that is taken off by dropping `guard`.
+    pub fn new(guard: impl Send + Sync + 'static) -> Self {
+        Self { _guard: Some(Box::new(guard)) }
+    }
+}
+
+/// Whether a request may be decided here.
+pub enum Marked {
+    /// It may, as far as is known; the mark is kept until it is answered.
+    Free(Mark),
+    /// The same request with the same content is in flight on another process, or was within the last two
+    /// seconds on one that is gone.
+    Twin,
+}
+
+/// A mark that is there at once, or comes once another process has been asked.
+pub type Marking<'s> = Either<Ready<Marked>, BoxFuture<'s, Marked>>;
+
 /// What keeps floods away.
 pub trait Shield: Send + Sync {
     /// Counts `cost` requests of `key`. One that costs more than a burst is counted as a burst, so that
     /// it is possible after a pause.
     fn admit<'s>(&'s self, key: RateKey<'s>, cost: u32) -> Admitting<'s>;
+
+    /// Marks a request as in flight. `request` and `fingerprint` are keyed hashes of its idempotency key in
+    /// its scope and of its content.
+    ///
+    /// What this says is never believed about money: a twin is told to wait once the ledger, looked at
+    /// after this, does not know the key; whatever is free is decided by the ledger alone.
+    fn mark<'s>(&'s self, request: [u8; 16], fingerprint: [u8; 16]) -> Marking<'s> {
+        let _ = (request, fingerprint);
+        Either::Left(std::future::ready(Marked::Free(Mark::none())))
+    }
 
     /// What it is, for those who operate the service.
     fn name(&self) -> &'static str;
