@@ -27,6 +27,7 @@ mod quotes;
 mod rate_limits;
 mod returns;
 mod shield_redis;
+mod shield_shared;
 mod structure;
 mod tampering;
 mod totals;

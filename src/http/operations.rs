@@ -135,6 +135,6 @@ pub async fn metrics(call: Call<Everyone>) -> Result<Reply, Problem> {
     metrics.journal_position.set(app.ledger.position());
     metrics.book_position.set(app.book.position());
     metrics.writer_queue_commands.set(app.ledger.queued() as u64);
-    metrics.shield_degraded.set(u64::from(app.shield.is_degraded()));
+    metrics.set_shield(app.shield.name(), app.shield.is_degraded());
     Ok(Reply::new(StatusCode::OK, OPEN_METRICS, metrics.render().into()))
 }

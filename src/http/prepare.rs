@@ -78,6 +78,7 @@ impl Preparation<'_> {
             judgement,
             judged_at: self.published.activated_at,
             entropy,
+            is_twin: false,
             sale: Arc::new(Sale {
                 order_line,
                 price: sale.price,

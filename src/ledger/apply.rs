@@ -158,6 +158,7 @@ struct Asked<'a> {
 fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
     let keys = &draft.keys;
     match state.request(&keys.request, now) {
+        Request::Unknown if draft.is_twin => return Err(Refusal::RequestInProgress.into()),
         Request::Unknown => {}
         Request::Spent => return Err(Refusal::CancelledBeforeArrival.into()),
         Request::Claim(ix) => return replay(state, draft, ix),

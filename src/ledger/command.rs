@@ -105,6 +105,8 @@ pub struct Draft {
     pub judged_at: u64,
     /// Random bits for the claim's id.
     pub entropy: u128,
+    /// Whether another process is deciding the same request: then only what is known of it is answered.
+    pub is_twin: bool,
 }
 
 /// The keys of a claim to make.
@@ -331,6 +333,8 @@ pub struct Alternative {
 /// changes nothing.
 #[derive(Clone, Debug)]
 pub enum Refusal {
+    /// The same request is being decided by another process.
+    RequestInProgress,
     /// The idempotency key was used with other content.
     IdempotencyKeyReused,
     /// The key was cancelled before its claim arrived.

@@ -324,10 +324,11 @@ enum Decided {
 
 /// Whether a command can change anything.
 fn only_asks(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::Quote(_) | Command::Locate(_) | Command::Fund(_) | Command::Funds | Command::Digest
-    )
+    match command {
+        Command::Make(draft) => draft.is_twin,
+        Command::Quote(_) | Command::Locate(_) | Command::Fund(_) | Command::Funds | Command::Digest => true,
+        _ => false,
+    }
 }
 
 /// Says that the ledger is not there any more, however the writer ended.

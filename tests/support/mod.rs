@@ -6,6 +6,7 @@ pub mod client;
 pub mod identifiers;
 pub mod journal;
 pub mod random;
+pub mod redis;
 pub mod sale;
 pub mod service;
 pub mod trace;
