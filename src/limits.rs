@@ -119,6 +119,10 @@ pub const CLAIM_CHUNK: usize = 16 * 1024;
 pub const PERSON_LIMIT_MAX: u16 = 100;
 /// Times in a row that a batch is decided again because another process appended first.
 pub const WRITER_LOST_RACES_MAX: usize = 32;
+/// How often a process looks whether it still is as its journal says a process should be.
+pub const WATCH_PACE: Duration = Duration::from_secs(1);
+/// How far the machine's clock may be from PostgreSQL's.
+pub const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(2);
 /// How long a command may wait for its decision before the caller is told 503.
 pub const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
 

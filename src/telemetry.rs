@@ -131,6 +131,8 @@ pub struct Metrics {
     pub journal_append_seconds: Histogram,
     /// Commands waiting for the writer.
     pub writer_queue_commands: Level,
+    /// 1 while the process may be used, else 0.
+    pub ready: Level,
     /// Position of the last durable entry this process knows.
     pub journal_position: Level,
     /// Position up to which the book is true.
@@ -163,6 +165,7 @@ impl Metrics {
             writer_batch_entries: Histogram::new(ENTRIES),
             journal_append_seconds: Histogram::new(SECONDS),
             writer_queue_commands: Level::default(),
+            ready: Level::default(),
             journal_position: Level::default(),
             book_position: Level::default(),
             book_lag_entries: Level::default(),
@@ -199,6 +202,7 @@ impl Metrics {
         );
         let levels = [
             ("writer_queue_commands", "Commands waiting for the writer", &metrics.writer_queue_commands),
+            ("ready", "1 while the process may be used", &metrics.ready),
             ("journal_position", "Position of the last durable entry", &metrics.journal_position),
             ("book_position", "Position up to which the book is true", &metrics.book_position),
             ("book_lag_entries", "Entries the book is behind the journal", &metrics.book_lag_entries),
@@ -317,6 +321,7 @@ mod tests {
             "writer_batch_entries_count",
             "journal_append_seconds_count",
             "writer_queue_commands",
+            "ready",
             "journal_position",
             "book_position",
             "shield_degraded",

@@ -19,6 +19,7 @@ use tokio_postgres::{Client, Config, NoTls, Statement};
 use super::{Head, Journal, JournalError, Reader, Row, above, signed};
 use crate::ledger::entry::Hash;
 use crate::limits;
+use crate::time::Timestamp;
 
 /// The version of the tables that this program makes and uses.
 const SCHEMA: i32 = 1;
@@ -36,6 +37,7 @@ const AFTER: &str =
 const AT: &str = "
     SELECT position, hash, entry FROM journal
     JOIN unnest($1::bigint[]) WITH ORDINALITY AS asked (position, number) USING (position) ORDER BY number";
+const NOW: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 const HEAD: &str = "SELECT position, hash FROM journal ORDER BY position DESC LIMIT 1";
 
 /// Where a PostgreSQL journal is and how it is reached.
@@ -137,6 +139,11 @@ impl Session {
             Ok(Head { position: position.unsigned_abs(), hash: Hash::from_slice(hash).unwrap_or(Hash::ZERO) })
         });
         head.await
+    }
+
+    async fn now(&self) -> Result<Timestamp, JournalError> {
+        let row = within(self.client.query_one(NOW, &[])).await?;
+        row.try_get(0).map(Timestamp::from_ms).map_err(unknown)
     }
 
     async fn after(&self, after: u64, limit: usize) -> Result<Vec<Row>, JournalError> {
@@ -405,6 +412,10 @@ impl PostgresReader {
 impl Reader for PostgresReader {
     fn rows<'a>(&'a self, positions: &'a [u64]) -> BoxFuture<'a, Result<Vec<Row>, JournalError>> {
         async move { self.session().await?.at(positions).await }.boxed()
+    }
+
+    fn now(&self) -> BoxFuture<'_, Result<Option<Timestamp>, JournalError>> {
+        async move { self.session().await?.now().await.map(Some) }.boxed()
     }
 
     fn after(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Row>, JournalError>> {
