@@ -5,6 +5,7 @@
 pub mod client;
 pub mod identifiers;
 pub mod journal;
+pub mod proxy;
 pub mod random;
 pub mod redis;
 pub mod sale;
