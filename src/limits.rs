@@ -103,8 +103,12 @@ pub const JOURNAL_WAL_BYTES_KEPT: u32 = 64 * 1024 * 1024;
 pub const POSTGRES_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest pause before connecting to PostgreSQL again.
 pub const POSTGRES_RETRY_MS_MAX: u64 = 1000;
+/// How long a connection to PostgreSQL is silent before it is asked whether it is still there.
+pub const POSTGRES_KEEPALIVE: Duration = Duration::from_secs(10);
 /// Connections on which entries are read.
 pub const POSTGRES_READERS: usize = 4;
+/// How long a process takes turns after another has appended before it.
+pub const CONTENTION: Duration = Duration::from_secs(1);
 /// How long one of several processes may go on appending before another has its turn.
 pub const TURN: Duration = Duration::from_millis(5);
 /// How long a process waits for its turn before it goes on without.
@@ -232,6 +236,7 @@ pub const WORKERS_MAX: u32 = 256;
 pub const RATE_PER_SECOND_MAX: u32 = 1_000_000;
 
 const _: () = assert!(TURN.as_millis() < TURN_WAIT.as_millis());
+const _: () = assert!(TURN_WAIT.as_millis() < CONTENTION.as_millis());
 const _: () = assert!(TURN_WAIT.as_millis() < POSTGRES_TIMEOUT.as_millis());
 const _: () = assert!(DECISION_TIMEOUT.as_secs() < SHUTDOWN_TIMEOUT.as_secs());
 const _: () = assert!(BATCH_ITEMS_MAX <= WRITER_BATCH_COMMANDS_MAX);

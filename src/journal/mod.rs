@@ -15,6 +15,9 @@ use crate::time::Timestamp;
 pub mod postgres;
 pub mod sqlite;
 
+#[cfg(test)]
+mod tests;
+
 /// The end of a journal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Head {

@@ -110,7 +110,8 @@ async fn pump(from: &TcpStream, to: &TcpStream, mut network: watch::Receiver<Net
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error),
         };
-        let delay = network.wait_for(|network| !network.is_silent).await.map_or(Duration::ZERO, |now| now.delay);
+        let delay =
+            network.wait_for(|network| !network.is_silent).await.map_or(Duration::ZERO, |now| now.delay);
         tokio::time::sleep(delay).await;
         let mut rest = &buffer[..count];
         while !rest.is_empty() {
