@@ -16,6 +16,7 @@ mod funds;
 mod holds;
 mod idempotency;
 mod lists;
+mod many_processes;
 mod operations;
 mod oracle;
 mod overload;
