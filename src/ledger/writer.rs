@@ -532,6 +532,13 @@ impl Desk {
                     self.ensure_same_history()?;
                     self.catch_up()?;
                 }
+                Err(error) if self.rows.is_empty() => {
+                    // The look failed, and nothing was appended: what was decided may rest on what others
+                    // have changed since.
+                    tracing::warn!(%error, "the journal could not be looked at");
+                    self.in_doubt = true;
+                    self.resolve_doubt()?;
+                }
                 Err(error) => {
                     tracing::error!(%error, "entries could not be appended");
                     self.in_doubt = true;
