@@ -94,7 +94,7 @@ pub const FOLD_DROPS_MAX: usize = 64;
 /// Bytes in one journal entry.
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
 /// Entries read from the journal at a time.
-pub const JOURNAL_READ_ENTRIES_MAX: usize = 1024;
+pub const JOURNAL_READ_ENTRIES_MAX: usize = 256;
 /// Pages the embedded journal's write-ahead log may have before it is checkpointed.
 pub const JOURNAL_CHECKPOINT_PAGES: u32 = 4000;
 /// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
@@ -109,8 +109,8 @@ pub const POSTGRES_READERS: usize = 4;
 pub const TURN: Duration = Duration::from_millis(5);
 /// How long a process waits for its turn before it goes on without.
 pub const TURN_WAIT: Duration = Duration::from_millis(250);
-/// Batches of entries read from the journal that wait to be folded.
-pub const DECODED_BATCHES_MAX: usize = 2;
+/// Threads that decode entries while others are read and folded, at start.
+pub const DECODERS: usize = 2;
 /// Shards of the state's key index; each grows on its own, so that no growth is felt.
 pub const KEY_INDEX_SHARDS: usize = 4096;
 /// Claims in one chunk of the state's claim table.

@@ -216,11 +216,11 @@ pub struct AdjustFund {
     pub fingerprint: Key,
 }
 
-/// An entry with the hash of its bytes.
+/// An entry, or what was read of it, with the hash of its bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Stored {
+pub struct Stored<M = ClaimMade> {
     /// The entry.
-    pub entry: Entry,
+    pub entry: Entry<M>,
     /// The hash of its bytes.
     pub hash: Hash,
 }
