@@ -103,8 +103,12 @@ pub const JOURNAL_WAL_BYTES_KEPT: u32 = 64 * 1024 * 1024;
 pub const POSTGRES_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest pause before connecting to PostgreSQL again.
 pub const POSTGRES_RETRY_MS_MAX: u64 = 1000;
+/// How long a connection to PostgreSQL is silent before it is asked whether it is still there.
+pub const POSTGRES_KEEPALIVE: Duration = Duration::from_secs(10);
 /// Connections on which entries are read.
 pub const POSTGRES_READERS: usize = 4;
+/// How long a process takes turns after another has appended before it.
+pub const CONTENTION: Duration = Duration::from_secs(1);
 /// How long one of several processes may go on appending before another has its turn.
 pub const TURN: Duration = Duration::from_millis(5);
 /// How long a process waits for its turn before it goes on without.
@@ -119,6 +123,10 @@ pub const CLAIM_CHUNK: usize = 16 * 1024;
 pub const PERSON_LIMIT_MAX: u16 = 100;
 /// Times in a row that a batch is decided again because another process appended first.
 pub const WRITER_LOST_RACES_MAX: usize = 32;
+/// How often a process looks whether it still is as its journal says a process should be.
+pub const WATCH_PACE: Duration = Duration::from_secs(1);
+/// How far the machine's clock may be from PostgreSQL's.
+pub const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(2);
 /// How long a command may wait for its decision before the caller is told 503.
 pub const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -228,6 +236,7 @@ pub const WORKERS_MAX: u32 = 256;
 pub const RATE_PER_SECOND_MAX: u32 = 1_000_000;
 
 const _: () = assert!(TURN.as_millis() < TURN_WAIT.as_millis());
+const _: () = assert!(TURN_WAIT.as_millis() < CONTENTION.as_millis());
 const _: () = assert!(TURN_WAIT.as_millis() < POSTGRES_TIMEOUT.as_millis());
 const _: () = assert!(DECISION_TIMEOUT.as_secs() < SHUTDOWN_TIMEOUT.as_secs());
 const _: () = assert!(BATCH_ITEMS_MAX <= WRITER_BATCH_COMMANDS_MAX);

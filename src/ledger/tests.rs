@@ -199,6 +199,8 @@ fn draft(request: u64, person: u64, device: u64, mode: Mode, sold_at: Timestamp)
         judgement: Err(rules::Refused::CategoryNotEligible(None)),
         // Under no activation: the ledger judges by itself.
         judged_at: 0,
+        hash_keys: Arc::default(),
+        is_twin: false,
         entropy: u128::from(request) << 13,
     }
 }

@@ -6,12 +6,12 @@
 //! append is not guessed about: the journal is looked at until it is known whether the entries are in.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
@@ -52,6 +52,19 @@ pub enum OpenError {
     /// A row does not follow from those before it.
     #[error(transparent)]
     Fold(#[from] FoldError),
+    /// The journal is not the one that this process has answered from: an older copy was restored, or a
+    /// standby that lagged was promoted. Nothing is decided on it: what was answered must not be
+    /// contradicted.
+    #[error(
+        "the journal no longer has entry {position} ({hash}) that this process has answered from: restore the journal \
+         that has it, or start this process anew if the loss is accepted"
+    )]
+    OtherHistory {
+        /// The last entry known.
+        position: u64,
+        /// Its hash.
+        hash: Hash,
+    },
     /// The writer's thread could not be started.
     #[error("the writer could not be started: {0}")]
     Thread(std::io::Error),
@@ -78,7 +91,8 @@ struct Shared {
     published: ArcSwap<Published>,
     queued: AtomicUsize,
     position: AtomicU64,
-    healthy: AtomicBool,
+    /// What keeps the ledger from deciding.
+    trouble: ArcSwapOption<&'static str>,
 }
 
 /// A handle on the ledger; cheap to clone.
@@ -123,7 +137,7 @@ impl Ledger {
             published: ArcSwap::from_pointee(published(&state)),
             queued: AtomicUsize::new(0),
             position: AtomicU64::new(state.head().position),
-            healthy: AtomicBool::new(true),
+            trouble: ArcSwapOption::empty(),
         });
         let (queue, work) = crossbeam_channel::bounded(limits::QUEUE_COMMANDS_MAX);
         let mut desk = Desk {
@@ -226,9 +240,9 @@ impl Ledger {
         self.shared.queued.load(Ordering::Relaxed)
     }
 
-    /// Whether the last append or look at the journal went well.
-    pub fn is_healthy(&self) -> bool {
-        self.shared.healthy.load(Ordering::Relaxed)
+    /// What keeps the ledger from deciding, as far as the last commands have shown.
+    pub fn trouble(&self) -> Option<&'static str> {
+        self.shared.trouble.load().as_deref().copied()
     }
 
     /// The service's clock.
@@ -322,10 +336,16 @@ enum Decided {
 
 /// Whether a command can change anything.
 fn only_asks(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::Quote(_) | Command::Locate(_) | Command::Fund(_) | Command::Funds | Command::Digest
-    )
+    match command {
+        Command::Make(draft) => draft.is_twin,
+        Command::Quote(_)
+        | Command::Locate(_)
+        | Command::Fund(_)
+        | Command::Funds
+        | Command::Look
+        | Command::Digest => true,
+        _ => false,
+    }
 }
 
 /// Says that the ledger is not there any more, however the writer ended.
@@ -333,7 +353,7 @@ struct Alarm(Arc<Shared>);
 
 impl Drop for Alarm {
     fn drop(&mut self) {
-        self.0.healthy.store(false, Ordering::Relaxed);
+        self.0.trouble.store(Some(Arc::new("the ledger has ended")));
         if std::thread::panicking() {
             tracing::error!("the writer failed; the process must be started anew");
         }
@@ -423,6 +443,7 @@ impl Desk {
     fn serve(&mut self, works: &mut Vec<Work>) {
         let (commands, replies) = unpack(works);
         let mut decided = self.try_serve(&commands);
+        self.tell_trouble(decided.as_ref().err());
         if decided.is_err() {
             // The journal failed. What only asks can still be answered if the journal can be read.
             let readable = self.resolve_doubt().is_ok();
@@ -455,6 +476,32 @@ impl Desk {
         self.fresh.clear();
     }
 
+    /// Says what keeps this process from deciding, or that nothing does.
+    fn tell_trouble(&self, error: Option<&OpenError>) {
+        let trouble = error.map(|error| match error {
+            OpenError::Journal(JournalError::Unusable(_)) => "the journal cannot be used; the log says why",
+            OpenError::Journal(JournalError::Moved | JournalError::Unknown(_)) => {
+                "the journal does not answer"
+            }
+            OpenError::Unreadable(_) => {
+                "the journal has an entry that this version does not know; run the newest"
+            }
+            OpenError::OtherHistory { .. } => {
+                "the journal is not the one that this process has answered from"
+            }
+            OpenError::Hash { .. } | OpenError::Fold(_) => "the journal does not verify; the log says where",
+            OpenError::Thread(_) => "the machine has no room for a thread",
+        });
+        let told = self.shared.trouble.load().as_deref().copied();
+        if trouble != told {
+            self.shared.trouble.store(trouble.map(Arc::new));
+            match error {
+                Some(error) => tracing::error!(%error, "nothing is decided"),
+                None => tracing::info!("the ledger decides again"),
+            }
+        }
+    }
+
     /// Decides all and appends what they enter. On an error nothing is folded that is not durable.
     fn try_serve(&mut self, commands: &[Command]) -> Result<Vec<Decided>, OpenError> {
         if self.in_doubt {
@@ -476,17 +523,15 @@ impl Desk {
             match written {
                 Ok(()) => {
                     self.settle();
-                    self.shared.healthy.store(true, Ordering::Relaxed);
                     return Ok(decided);
                 }
                 Err(JournalError::Moved) => {
                     self.discard();
-                    self.catch_up()?;
                     self.ensure_same_history()?;
+                    self.catch_up()?;
                 }
                 Err(error) => {
                     tracing::error!(%error, "entries could not be appended");
-                    self.shared.healthy.store(false, Ordering::Relaxed);
                     self.in_doubt = true;
                     if !self.is_in()? {
                         self.discard();
@@ -633,6 +678,9 @@ impl Desk {
             self.publish();
             self.shared.position.store(self.state.head().position, Ordering::Release);
         }
+        if let Err(OpenError::Fold(_)) = caught_up {
+            self.ensure_same_history()?;
+        }
         caught_up
     }
 
@@ -646,15 +694,8 @@ impl Desk {
         if found.first().is_some_and(|row| row.position == head.position && row.hash == head.hash) {
             return Ok(());
         }
-        self.shared.healthy.store(false, Ordering::Relaxed);
         self.in_doubt = true;
-        let reason = format!(
-            "it no longer has entry {} ({}) that this process has answered from: restore the journal that has it, \
-             or start this process anew if the loss is accepted",
-            head.position, head.hash
-        );
-        tracing::error!(position = head.position, "the journal is another than the one this process knows");
-        Err(JournalError::Unusable(reason).into())
+        Err(OpenError::OtherHistory { position: head.position, hash: head.hash })
     }
 
     /// After a failed append: whether the entries are in the journal after all. Looks a few times; an
