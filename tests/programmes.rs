@@ -121,6 +121,40 @@ fn a_claim_keeps_the_rules_it_was_made_under() {
 }
 
 #[test]
+fn a_hold_longer_than_is_allowed_by_now_still_replays() {
+    let directory = tempfile::tempdir().unwrap();
+    let programmes = copy(directory.path());
+    let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
+    let mut service = Service::start_with(options);
+    let till = service.retailer();
+    let ten_days = |service: &Service| service.sale().held().with("/hold_minutes", 10 * 24 * 60);
+    let hold = ten_days(&service);
+    let first = till.claim_under("long", &hold);
+    first.must_be(201);
+    till.cancel("spent").must_be(200);
+    let file = programmes.join("zj-ai-25.toml");
+    change(&file, "version = 1", "version = 2");
+    change(&file, "[hold_days_max]\nvalue = 15", "[hold_days_max]\nvalue = 5");
+    service.restart();
+
+    let again = till.claim_under("long", &hold);
+    assert_eq!((again.is_replay(), again.text()), (true, first.text()), "what was answered stays answered");
+    let other = ten_days(&service);
+    for key in ["new", "spent", "long"] {
+        assert_eq!(till.claim_under(key, &other).pointers(), ["/hold_minutes"], "before what the key says");
+    }
+    assert_eq!(till.post("/v1/quotes", &other.body).pointers(), ["/hold_minutes"]);
+    let items = json!({"items": [
+        {"idempotency_key": "long", "claim": hold.body},
+        {"idempotency_key": "new", "claim": other.body},
+    ]});
+    let results = till.post("/v1/claims/batch", &items).must_be(200);
+    assert_eq!(results["results"][0]["claim"], first.json());
+    assert_eq!(results["results"][1]["problem"]["errors"][0]["pointer"], "/items/1/claim/hold_minutes");
+    till.claim(&other.with("/hold_minutes", 5 * 24 * 60)).must_be(201);
+}
+
+#[test]
 fn a_malformed_programme_file_stops_the_start_with_its_place() {
     for (from, to) in [
         ("\"0.15\"", "0.15"),

@@ -330,7 +330,7 @@ fn unknown_version(view: &ClaimView) -> Problem {
 
 // --- Making ---
 
-fn draft(app: &App, by: Submitter, key: &IdempotencyKey, body: ClaimBody) -> Result<Draft, Fault> {
+fn draft(app: &App, by: Submitter, key: &IdempotencyKey, body: ClaimBody) -> Draft {
     let published = app.ledger.published();
     Preparation { published: &published, hash_keys: &app.hash_keys }.draft(by, key, body, rand::random())
 }
@@ -344,7 +344,7 @@ fn draft(app: &App, by: Submitter, key: &IdempotencyKey, body: ClaimBody) -> Res
 ))]
 pub async fn make(call: Call<Submitting, Keyed<ClaimBody>>) -> Result<Reply, Problem> {
     let Call { app, role: Submitting(by), body: Keyed { key, body }, .. } = call;
-    let draft = draft(&app, by, &key, body)?;
+    let draft = draft(&app, by, &key, body);
     let outcome = app.ledger.submit(Command::Make(Box::new(draft))).await?;
     let (at, view) = claim_of(&app, outcome).await?;
     let location = format!("/v1/claims/{}", view.made().claim_id);
@@ -362,23 +362,21 @@ pub async fn batch(call: Call<Submitting, Batch>) -> Result<Reply, Problem> {
     let Call { app, role: Submitting(by), body: Batch { items }, hearer, .. } = call;
     let mut commands = Vec::with_capacity(items.len());
     let mut drafted: Vec<Result<(), Problem>> = Vec::with_capacity(items.len());
-    for (index, item) in items.into_iter().enumerate() {
-        let inside =
-            |fault: Fault| Fault { pointer: format!("/items/{index}/claim{}", fault.pointer), ..fault };
-        drafted.push(item.map_err(BatchItem::refusal).and_then(|item| {
-            let draft = draft(&app, by.clone(), &item.idempotency_key, item.claim).map_err(inside)?;
+    for item in items {
+        drafted.push(item.map_err(BatchItem::refusal).map(|item| {
+            let draft = draft(&app, by.clone(), &item.idempotency_key, item.claim);
             commands.push(Command::Make(Box::new(draft)));
-            Ok(())
         }));
     }
     let mut outcomes = app.ledger.submit_all(commands).await?.into_iter();
     let decided: Vec<Result<ClaimAt, Problem>> = drafted
         .into_iter()
-        .map(|drafted| {
+        .enumerate()
+        .map(|(index, drafted)| {
             drafted.and_then(|()| match outcomes.next() {
                 Some(Ok(Outcome::Claim(at))) => Ok(at),
                 Some(Ok(_)) => Err(unexpected()),
-                Some(Err(failure)) => Err(failure.into()),
+                Some(Err(failure)) => Err(Problem::from(failure).inside(&format!("/items/{index}/claim"))),
                 None => Err(Problem::internal("fewer outcomes than commands")),
             })
         })

@@ -484,6 +484,14 @@ impl Problem {
         self
     }
 
+    /// The same with its faults' pointers below `place`: what was read on its own stands inside of that.
+    pub fn inside(mut self, place: &str) -> Self {
+        for fault in &mut self.0.faults {
+            fault.pointer.insert_str(0, place);
+        }
+        self
+    }
+
     /// The same with the clause it rests on.
     pub fn with_clause(mut self, clause: Clause) -> Self {
         self.0.clause = Some(clause);
@@ -623,6 +631,7 @@ impl From<Failure> for Problem {
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let code = match &refusal {
+            Refusal::HoldTooLong { .. } => Code::InvalidRequest,
             Refusal::IdempotencyKeyReused => Code::IdempotencyKeyReused,
             Refusal::CancelledBeforeArrival => Code::CancelledBeforeArrival,
             Refusal::Cancelled => Code::Cancelled,
@@ -656,6 +665,7 @@ impl From<Refusal> for Problem {
         };
         let problem = Self::new(code);
         match refusal {
+            Refusal::HoldTooLong { minutes_max } => Self::fault("/hold_minutes", hold_too_long(minutes_max)),
             Refusal::Policy(refused) => match refused.cited() {
                 Some(cited) => problem.with_clause(Clause::new(&cited.programme, &cited.reference)),
                 None => problem,
@@ -689,6 +699,14 @@ impl From<Refusal> for Problem {
             _ => problem,
         }
     }
+}
+
+fn hold_too_long(minutes_max: u32) -> Wrong {
+    Wrong::with_texts(
+        "hold-too-long",
+        format!("The programme that pays allows a hold of {minutes_max} minutes at most."),
+        format!("所适用的补贴政策最长允许预核销{minutes_max}分钟。"),
+    )
 }
 
 impl Problem {

@@ -157,10 +157,11 @@ struct Asked<'a> {
 
 fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
     let keys = &draft.keys;
-    match state.request(&keys.request, now) {
-        Request::Unknown => {}
-        Request::Spent => return Err(Refusal::CancelledBeforeArrival.into()),
-        Request::Claim(ix) => return replay(state, draft, ix),
+    let request = state.request(&keys.request, now);
+    if let Request::Claim(ix) = request
+        && let Some(replay) = replay(state, draft, ix)?
+    {
+        return Ok(replay);
     }
     let judged_again;
     let judgement = if draft.judged_at == state.activated_at() {
@@ -169,6 +170,12 @@ fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
         judged_again = rules::determine(state.programmes().current(), &draft_sale(draft));
         &judged_again
     };
+    check_hold(draft.hold_minutes, judgement)?;
+    match request {
+        Request::Unknown => {}
+        Request::Spent => return Err(Refusal::CancelledBeforeArrival.into()),
+        Request::Claim(_) => return Err(Refusal::IdempotencyKeyReused.into()),
+    }
     if let Err(refused) = judgement
         && refused.before_window()
     {
@@ -226,16 +233,25 @@ fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
     }))))
 }
 
-/// The key stands for a claim: the same content gets the creating answer, or learns what became of it.
-fn replay(state: &State, draft: &Draft, ix: ClaimIx) -> Deciding {
+/// The key stands for a claim: the same content gets the creating answer, or learns what became of it,
+/// whatever the rules are by now. `None` for other content.
+fn replay(state: &State, draft: &Draft, ix: ClaimIx) -> Deciding<Option<Decision>> {
     let record = known(state, ix)?;
     if !draft.keys.fingerprints.iter().any(|(_, fingerprint)| record.fingerprint_is(fingerprint)) {
-        return Err(Refusal::IdempotencyKeyReused.into());
+        return Ok(None);
     }
     if record.status() == Status::Cancelled {
         return Err(Refusal::Cancelled.into());
     }
-    Ok(Answer::Claim(record.made()).into())
+    Ok(Some(Answer::Claim(record.made()).into()))
+}
+
+/// Refuses a hold longer than the programme that pays allows. Where none pays there is no such bound,
+/// and no hold either.
+fn check_hold(minutes: Option<u32>, judgement: &Result<Determination, rules::Refused>) -> Deciding<()> {
+    let (Some(minutes), Ok(determination)) = (minutes, judgement) else { return Ok(()) };
+    let minutes_max = u32::from(determination.chosen().programme.hold_days_max.value) * 24 * 60;
+    if minutes > minutes_max { Err(Refusal::HoldTooLong { minutes_max }.into()) } else { Ok(()) }
 }
 
 fn draft_sale(draft: &Draft) -> rules::Sale<'_> {
@@ -431,6 +447,9 @@ fn quote(state: &State, quote: &Quote, now: Timestamp) -> Decision {
         );
         &judged_again
     };
+    if let Err(refused) = check_hold(quote.hold_minutes, judgement) {
+        return refused;
+    }
     let determination = match judgement {
         Ok(determination) => determination,
         Err(refused) => return Answer::Quote(None, Some(Refusal::Policy(refused.clone()))).into(),

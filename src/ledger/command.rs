@@ -141,6 +141,8 @@ pub struct Quote {
     pub trade_in_value: Option<Fen>,
     /// The only programme to judge under.
     pub accept_programme: Option<ProgrammeId>,
+    /// Minutes a hold would last; `None` for the default.
+    pub hold_minutes: Option<u32>,
     /// What the till shows.
     pub expected_subsidy: Option<Fen>,
     /// Whether any subsidy received elsewhere was named.
@@ -331,6 +333,11 @@ pub struct Alternative {
 /// changes nothing.
 #[derive(Clone, Debug)]
 pub enum Refusal {
+    /// The hold is longer than the programme that pays allows.
+    HoldTooLong {
+        /// The longest hold it allows, in minutes.
+        minutes_max: u32,
+    },
     /// The idempotency key was used with other content.
     IdempotencyKeyReused,
     /// The key was cancelled before its claim arrived.
