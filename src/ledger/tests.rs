@@ -271,6 +271,29 @@ fn while_the_journal_cannot_be_read_nothing_is_answered_and_then_everything_is()
 }
 
 #[test]
+fn a_command_whose_entry_cannot_be_folded_fails_alone() {
+    let memory = Memory::default();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(600_000)).unwrap();
+    let mut impossible = draft(2, 2, 2, Mode::Redeem, Clock::default().now());
+    // More keys than a claim can have; no request gets as far as this.
+    impossible.keys.device = (0..20).map(|number| Key::new([number + 100; 16])).collect();
+    let commands =
+        vec![make(1, 1, 1, Mode::Redeem), Command::Make(Box::new(impossible)), make(3, 3, 3, Mode::Redeem)];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let outcomes = runtime.block_on(ledger.submit_all(commands)).unwrap();
+    assert!(matches!(outcomes[1], Err(Failure::Unavailable)), "{outcomes:?}");
+    let made = [claim_at(outcomes[0].clone()), claim_at(outcomes[2].clone())];
+    assert_eq!(made[1].position, made[0].position + 1, "those beside it are made");
+    let before = digest(&ledger);
+    writer.stop();
+    let (again, writer) = open(&memory, Clock::default());
+    assert_eq!(digest(&again), before, "and nothing of it is left behind");
+    writer.stop();
+}
+
+#[test]
 fn two_writers_on_one_journal_never_claim_a_device_twice_and_their_folds_agree() {
     let memory = Memory::default();
     let (one, first) = open(&memory, Clock::default());

@@ -515,7 +515,11 @@ impl Desk {
         }
         let mut decided = Vec::with_capacity(commands.len());
         for command in commands {
-            decided.push(self.decide_one(command, now)?);
+            // An entry that cannot be folded leaves the state as it was: only its own command fails.
+            decided.push(self.decide_one(command, now).unwrap_or_else(|fault| {
+                tracing::error!(%fault, "a command was decided on an entry that does not follow");
+                Decided::Failed(Failure::Unavailable)
+            }));
         }
         Ok(decided)
     }
