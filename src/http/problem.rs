@@ -21,7 +21,7 @@ use crate::journal::JournalError;
 use crate::ledger::command::Alternative;
 use crate::ledger::{Failure, Refusal};
 use crate::programme::{Basis, Parameter, Programme, Reference};
-use crate::rules::Refused;
+use crate::rules::{Cited, Refused};
 use crate::shield::Admission;
 
 /// The languages errors are told in.
@@ -498,6 +498,14 @@ impl Problem {
         self
     }
 
+    /// The same with the rule it rests on, if one is known.
+    fn citing(self, cited: Option<&Cited>) -> Self {
+        match cited {
+            Some(cited) => self.with_clause(Clause::new(&cited.programme, &cited.reference)),
+            None => self,
+        }
+    }
+
     /// The same with what else could pay.
     pub fn with_alternatives(mut self, alternatives: Vec<AlternativeBody>) -> Self {
         self.0.alternatives = Some(alternatives);
@@ -645,11 +653,11 @@ impl From<Refusal> for Problem {
             Refusal::Policy(Refused::NotInForce(_)) => Code::NotInForce,
             Refusal::Policy(Refused::PriceNotEligible(_)) => Code::PriceNotEligible,
             Refusal::Policy(Refused::ConditionNotMet(_)) => Code::ConditionNotMet,
-            Refusal::SoldAtOutOfRange => Code::SoldAtOutOfRange,
+            Refusal::SoldAtOutOfRange(_) => Code::SoldAtOutOfRange,
             Refusal::ReceivedElsewhere { .. } => Code::ReceivedElsewhere,
             Refusal::OrderLineAlreadyClaimed => Code::OrderLineAlreadyClaimed,
-            Refusal::DeviceAlreadySubsidised => Code::DeviceAlreadySubsidised,
-            Refusal::TradeInAlreadyUsed => Code::TradeInAlreadyUsed,
+            Refusal::DeviceAlreadySubsidised(_) => Code::DeviceAlreadySubsidised,
+            Refusal::TradeInAlreadyUsed(_) => Code::TradeInAlreadyUsed,
             Refusal::ConsumerLimitReached { .. } => Code::ConsumerLimitReached,
             Refusal::FundNotOpen { .. } => Code::FundNotOpen,
             Refusal::FundFrozen { .. } => Code::FundFrozen,
@@ -666,10 +674,11 @@ impl From<Refusal> for Problem {
         let problem = Self::new(code);
         match refusal {
             Refusal::HoldTooLong { minutes_max } => Self::fault("/hold_minutes", hold_too_long(minutes_max)),
-            Refusal::Policy(refused) => match refused.cited() {
-                Some(cited) => problem.with_clause(Clause::new(&cited.programme, &cited.reference)),
-                None => problem,
-            },
+            Refusal::Policy(refused) => problem.citing(refused.cited()),
+            Refusal::SoldAtOutOfRange(cited) | Refusal::TradeInAlreadyUsed(cited) => {
+                problem.citing(Some(&cited))
+            }
+            Refusal::DeviceAlreadySubsidised(cited) => problem.citing(cited.as_ref()),
             Refusal::ClaimStateConflict { status } => problem.with_detail(Text {
                 en: format!(
                     "The claim is {}; that, or what it was made with, does not allow this.",

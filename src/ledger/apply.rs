@@ -18,8 +18,8 @@ use crate::claim::{ClaimId, Device, FundId, Mode, Status, Submitter};
 use crate::identity::RegionCode;
 use crate::limits;
 use crate::money::Fen;
-use crate::programme::EntitlementOnReturn;
-use crate::rules::{self, Considered, Determination};
+use crate::programme::{EntitlementOnReturn, Programme, ProgrammeSet};
+use crate::rules::{self, Cited, Considered, Determination};
 use crate::time::Timestamp;
 
 /// What is to be done about a command.
@@ -184,7 +184,14 @@ fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
     if let Some(late_until) = rules::late_until(judgement)
         && !rules::window(now, draft.sale.sold_at, draft.late, late_until)
     {
-        return Err(Refusal::SoldAtOutOfRange.into());
+        return Err(match judgement {
+            Ok(determination) => out_of_range(&determination.chosen().programme),
+            Err(refused) => match refused.cited() {
+                Some(cited) => out_of_range(&cited.programme),
+                None => Refusal::Policy(refused.clone()),
+            },
+        }
+        .into());
     }
     let determination = judgement.as_ref().map_err(|refused| Refusal::Policy(refused.clone()))?;
     let sale = &draft.sale;
@@ -278,6 +285,14 @@ fn judged(considered: &Considered) -> Judged {
     }
 }
 
+fn out_of_range(programme: &Arc<Programme>) -> Refusal {
+    Refusal::SoldAtOutOfRange(Cited::new(programme, &programme.deciding_date.reference))
+}
+
+fn already_subsidised(programme: &Arc<Programme>) -> Cited {
+    Cited::new(programme, &programme.overlap.reference)
+}
+
 /// Everything about a claim that the state decides: keys, limits and money.
 fn payable<'s, 'd>(
     state: &'s State,
@@ -293,11 +308,14 @@ fn payable<'s, 'd>(
     if taken(state, asked.order_line, now, dead)? {
         return Err(Refusal::OrderLineAlreadyClaimed.into());
     }
+    let programme = &chosen.programme;
     if taken(state, asked.device, now, dead)? {
-        return Err(Refusal::DeviceAlreadySubsidised.into());
+        return Err(Refusal::DeviceAlreadySubsidised(Some(already_subsidised(programme))).into());
     }
     if taken(state, asked.trade_in, now, dead)? {
-        return Err(Refusal::TradeInAlreadyUsed.into());
+        return Err(
+            Refusal::TradeInAlreadyUsed(Cited::new(programme, &programme.trade_in_value.reference)).into()
+        );
     }
     if let Some(limit) = reached_limit(state, chosen, asked, now, dead)? {
         return Err(Refusal::ConsumerLimitReached { programme: Arc::clone(&chosen.programme), limit }.into());
@@ -525,11 +543,12 @@ fn redeem(state: &State, asked: &Redeem, now: Timestamp) -> Deciding {
             (None, SmallVec::new())
         }
     };
-    if taken(state, &takes, now, Dead::Expire)? {
-        return Err(Refusal::DeviceAlreadySubsidised.into());
-    }
     let subsidy = record.subsidy();
     let fund = state.fund(record.fund()).ok_or(Decision::TryAgain)?;
+    if taken(state, &takes, now, Dead::Expire)? {
+        let programme = state.programmes().current().get(fund.programme.as_str());
+        return Err(Refusal::DeviceAlreadySubsidised(programme.map(already_subsidised)).into());
+    }
     Ok(Decision::Enter(Event::ClaimMoved(Arc::new(ClaimMoved {
         device,
         invoice_no: asked.invoice_no.clone(),

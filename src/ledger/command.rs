@@ -9,7 +9,7 @@ use crate::claim::{AdjustReason, ClaimId, Device, FundId, Mode, ReturnReason, Sa
 use crate::identity::{Reference, RegionCode};
 use crate::money::Fen;
 use crate::programme::{Programme, ProgrammeId};
-use crate::rules::{Determination, Refused};
+use crate::rules::{Cited, Determination, Refused};
 use crate::time::{Day, Timestamp};
 
 /// A request to the ledger. Everything that can be computed without the state is in it already.
@@ -357,8 +357,8 @@ pub enum Refusal {
     DeviceRequired,
     /// No programme applies; before or after the window of `sold_at` as the rule says.
     Policy(Refused),
-    /// The sale lies too far back or ahead.
-    SoldAtOutOfRange,
+    /// The sale lies too far back or ahead; the rule is the one that makes its date decide.
+    SoldAtOutOfRange(Cited),
     /// A subsidy was received elsewhere.
     ReceivedElsewhere {
         /// Whose rule it is that nothing is paid on top of it.
@@ -366,10 +366,11 @@ pub enum Refusal {
     },
     /// The order line has a live claim.
     OrderLineAlreadyClaimed,
-    /// The device has a live claim.
-    DeviceAlreadySubsidised,
-    /// The old device serves a live claim.
-    TradeInAlreadyUsed,
+    /// The device has a live claim; the rule is that an item is subsidised once. Nothing is cited where
+    /// the programme of a hold to redeem applies no more.
+    DeviceAlreadySubsidised(Option<Cited>),
+    /// The old device serves a live claim; the rule is what the programme says of old devices.
+    TradeInAlreadyUsed(Cited),
     /// The person has had what the programme allows.
     ConsumerLimitReached {
         /// Whose limit.
