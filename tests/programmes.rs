@@ -155,6 +155,40 @@ fn a_hold_longer_than_is_allowed_by_now_still_replays() {
 }
 
 #[test]
+fn a_programme_that_money_was_set_aside_for_cannot_be_left_out_or_rewritten() {
+    let directory = tempfile::tempdir().unwrap();
+    let programmes = copy(directory.path());
+    let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
+    let mut service = Service::start_with(options);
+    let till = service.retailer();
+    let (file, kept) = (programmes.join("zj-ai-25.toml"), directory.path().join("kept.toml"));
+    let claim = till.claimed(&service.sale());
+    assert!(service.stop().success());
+    let mut must_stay_out = |reason: &str| {
+        let Err(exit) = service.try_start_again() else { panic!("it started") };
+        assert!(exit.output.contains("zj-ai-25") && exit.output.contains(reason), "{}", exit.output);
+        assert!(!exit.output.contains("panicked"), "{}", exit.output);
+    };
+    std::fs::rename(&file, &kept).unwrap();
+    must_stay_out("left out");
+    std::fs::copy(&kept, &file).unwrap();
+    change(&file, "\"0.15\"", "\"0.20\"");
+    must_stay_out("its version is still 1");
+
+    // A programme ends by a version with an earlier last day, and what was made under it stays readable.
+    change(&file, "\"0.20\"", "\"0.15\"");
+    change(&file, "version = 1", "version = 2");
+    change(&file, "\"2027-12-31\"", "\"2026-06-14\"");
+    // One that no fund pays for was never more than a file.
+    std::fs::remove_file(programmes.join("national-digital-2025.toml")).unwrap();
+    service.start_again();
+    assert_eq!(till.look_at(&claim), claim);
+    assert_eq!(till.claimed(&service.sale())["programme"], "national-digital-2026");
+    till.take_back(&claim).must_be(200);
+    service.must_verify();
+}
+
+#[test]
 fn a_malformed_programme_file_stops_the_start_with_its_place() {
     for (from, to) in [
         ("\"0.15\"", "0.15"),

@@ -747,10 +747,25 @@ fn switch_fund(
     Ok(Decision::Enter(Event::FundSwitched { fund_id: id.clone(), frozen, by: Arc::clone(by) }))
 }
 
+/// The set that applies may grow and change by higher versions, but it keeps every programme that money
+/// was set aside for: claims rest on it, sales of its time may still be sent in, and whoever reads them
+/// must find its rules. It ends by a version with an earlier last day, not by being left out.
 fn activate(state: &State, files: &[ProgrammeFile]) -> Deciding {
     match activating(state.programmes(), files) {
         Ok(history) if history.current() == state.programmes().current() => Ok(Answer::Done.into()),
-        Ok(_) => Ok(Decision::Enter(Event::ProgrammesActivated { files: files.to_vec() })),
+        Ok(history) => match orphan(state, history.current()) {
+            Some(fund) => Err(Refusal::ActivationRefused(format!(
+                "programme {} is left out, but fund {} pays for it; to end it, give it a version with an earlier in_force.to",
+                fund.programme, fund.id
+            ))
+            .into()),
+            None => Ok(Decision::Enter(Event::ProgrammesActivated { files: files.to_vec() })),
+        },
         Err(reason) => Err(Refusal::ActivationRefused(reason).into()),
     }
+}
+
+/// A fund whose programme `set` does not have.
+fn orphan<'s>(state: &'s State, set: &ProgrammeSet) -> Option<&'s Fund> {
+    state.funds().iter().find(|fund| set.get(fund.programme.as_str()).is_none())
 }
