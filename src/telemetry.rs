@@ -135,6 +135,10 @@ pub struct Metrics {
     /// Position up to which the book is true.
     pub book_position: Level,
     book_lag_entries: Level,
+    /// Position up to which the last audit found state, book and journal to agree.
+    pub audit_position: Level,
+    /// 1 from an audit that found a difference until one that finds none, else 0.
+    pub audit_difference: Level,
     /// 1 while the shared shield is away and local limits stand alone, else 0.
     pub shield_degraded: Level,
     /// Requests answered 429.
@@ -164,6 +168,8 @@ impl Metrics {
             journal_position: Level::default(),
             book_position: Level::default(),
             book_lag_entries: Level::default(),
+            audit_position: Level::default(),
+            audit_difference: Level::default(),
             shield_degraded: Level::default(),
             rate_limited: Counter::default(),
             jwks_reload_failures: Counter::default(),
@@ -199,6 +205,12 @@ impl Metrics {
             ("journal_position", "Position of the last durable entry", &metrics.journal_position),
             ("book_position", "Position up to which the book is true", &metrics.book_position),
             ("book_lag_entries", "Entries the book is behind the journal", &metrics.book_lag_entries),
+            (
+                "audit_position",
+                "Position up to which state, book and journal agreed",
+                &metrics.audit_position,
+            ),
+            ("audit_difference", "1 while the last audit found a difference", &metrics.audit_difference),
             ("shield_degraded", "1 while local limits stand alone", &metrics.shield_degraded),
             ("jwks_stale", "1 while the JWKS file is at fault and older keys are used", &metrics.jwks_stale),
         ];
@@ -300,6 +312,8 @@ mod tests {
             "writer_queue_commands",
             "journal_position",
             "book_position",
+            "audit_position",
+            "audit_difference",
             "shield_degraded",
             "rate_limited_total",
             "jwks_reload_failures_total",

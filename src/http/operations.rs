@@ -16,12 +16,33 @@ use super::{App, Reply};
 pub struct Standing {
     unready: ArcSwapOption<String>,
     single_copy: bool,
+    audit: ArcSwapOption<Audited>,
+}
+
+/// What the last audit came to.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct Audited {
+    /// The journal position up to which state, book and journal agreed; null where none has yet.
+    pub position: Option<u64>,
+    /// What differs, since that position; null where nothing does. The log says it exactly.
+    pub difference: Option<String>,
 }
 
 impl Standing {
     /// A process that may be used. Outside development, operators are told of a single copy.
     pub const fn new(dev: bool) -> Self {
-        Self { unready: ArcSwapOption::const_empty(), single_copy: !dev }
+        Self { unready: ArcSwapOption::const_empty(), single_copy: !dev, audit: ArcSwapOption::const_empty() }
+    }
+
+    /// State, book and journal agree up to `position`.
+    pub fn audited(&self, position: u64) {
+        self.audit.store(Some(Arc::new(Audited { position: Some(position), difference: None })));
+    }
+
+    /// They do not.
+    pub fn found(&self, difference: String) {
+        let position = self.audit.load().as_ref().and_then(|audited| audited.position);
+        self.audit.store(Some(Arc::new(Audited { position, difference: Some(difference) })));
     }
 
     /// From now on it may not be used, because of `reason`; what reaches it all the same is still done.
@@ -58,6 +79,9 @@ struct Readiness {
     book: Place,
     /// The shield.
     shield: ShieldState,
+    /// Whether state, book and journal agree.
+    #[schema(value_type = Audited)]
+    audit: Arc<Audited>,
     /// What operators should know all the same.
     notes: Vec<&'static str>,
 }
@@ -95,6 +119,7 @@ fn readiness(app: &App) -> (StatusCode, Readiness) {
         journal: Place { position: app.ledger.position() },
         book: Place { position: app.book.position() },
         shield: ShieldState { used: app.shield.name(), degraded: app.shield.is_degraded() },
+        audit: app.standing.audit.load_full().unwrap_or_default(),
         notes: if app.standing.single_copy { vec![SINGLE_COPY] } else { Vec::new() },
     };
     (code, readiness)

@@ -13,7 +13,7 @@ use super::entry::{
     Balance, ClaimKeys, ClaimMade, ClaimMoved, Event, FundAdjusted, FundDelta, FundOpened, Judged, Key,
     ProgrammeFile,
 };
-use super::state::{ClaimIx, ClaimRecord, Fund, FundIx, Request, State, activating};
+use super::state::{ClaimIx, ClaimRecord, Fund, FundIx, Part, Request, State, activating};
 use crate::claim::{ClaimId, Device, FundId, Mode, Status, Submitter};
 use crate::identity::RegionCode;
 use crate::limits;
@@ -60,6 +60,8 @@ pub enum Answer {
     Done,
     /// A digest of the state.
     Digest,
+    /// A digest of a part of the state.
+    DigestOf(Part),
 }
 
 impl From<Refusal> for Decision {
@@ -118,6 +120,7 @@ pub fn decide(state: &State, command: &Command, now: Timestamp) -> Decision {
             })),
         },
         Command::Digest => Ok(Answer::Digest.into()),
+        Command::DigestOf(part) => Ok(Answer::DigestOf(*part).into()),
     };
     decided.unwrap_or_else(|decision| decision)
 }

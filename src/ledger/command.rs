@@ -5,6 +5,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::entry::{Balance, ClaimMade, ClaimMoved, Entry, Event, FundOpened, Hash, Key, ProgrammeFile};
+use super::state::Part;
 use crate::claim::{AdjustReason, ClaimId, Device, FundId, Mode, ReturnReason, Sale, Status, Submitter};
 use crate::identity::{Reference, RegionCode};
 use crate::money::Fen;
@@ -76,6 +77,8 @@ pub enum Command {
     },
     /// A digest of the whole state, for comparing processes; takes time in proportion to it.
     Digest,
+    /// A digest of a part of the state, and the position it is true at.
+    DigestOf(Part),
 }
 
 /// A claim to make.
@@ -249,7 +252,7 @@ pub enum Outcome {
     FundReplay(u64),
     /// Done, and there is nothing to say.
     Done,
-    /// A digest of the state at a position.
+    /// A digest of the state, or of the part asked for, at a position.
     Digest {
         /// The position.
         position: u64,

@@ -326,7 +326,12 @@ enum Decided {
 fn only_asks(command: &Command) -> bool {
     matches!(
         command,
-        Command::Quote(_) | Command::Locate(_) | Command::Fund(_) | Command::Funds | Command::Digest
+        Command::Quote(_)
+            | Command::Locate(_)
+            | Command::Fund(_)
+            | Command::Funds
+            | Command::Digest
+            | Command::DigestOf(_)
     )
 }
 
@@ -714,6 +719,10 @@ impl Desk {
                 Answer::Digest => {
                     Outcome::Digest { position: self.state.head().position, digest: self.state.digest() }
                 }
+                Answer::DigestOf(part) => Outcome::Digest {
+                    position: self.state.head().position,
+                    digest: self.state.digest_of(part),
+                },
             }),
         }
     }
