@@ -14,6 +14,7 @@ mod devices;
 mod disk;
 mod durability;
 mod funds;
+mod golden;
 mod holds;
 mod idempotency;
 mod lists;
