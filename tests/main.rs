@@ -12,6 +12,7 @@ mod command_line;
 mod crash;
 mod devices;
 mod disk;
+mod documentation;
 mod durability;
 mod funds;
 mod golden;
