@@ -19,6 +19,7 @@ mod golden;
 mod holds;
 mod idempotency;
 mod lists;
+mod openapi;
 mod operations;
 mod oracle;
 mod overload;
