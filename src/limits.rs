@@ -94,7 +94,7 @@ pub const FOLD_DROPS_MAX: usize = 64;
 /// Bytes in one journal entry.
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
 /// Entries read from the journal at a time.
-pub const JOURNAL_READ_ENTRIES_MAX: usize = 1024;
+pub const JOURNAL_READ_ENTRIES_MAX: usize = 256;
 /// Pages the embedded journal's write-ahead log may have before it is checkpointed.
 pub const JOURNAL_CHECKPOINT_PAGES: u32 = 4000;
 /// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
@@ -113,12 +113,14 @@ pub const CONTENTION: Duration = Duration::from_secs(1);
 pub const TURN: Duration = Duration::from_millis(5);
 /// How long a process waits for its turn before it goes on without.
 pub const TURN_WAIT: Duration = Duration::from_millis(250);
-/// Batches of entries read from the journal that wait to be folded.
-pub const DECODED_BATCHES_MAX: usize = 2;
+/// Threads that decode entries while others are read and folded, at start.
+pub const DECODERS: usize = 2;
 /// Shards of the state's key index; each grows on its own, so that no growth is felt.
 pub const KEY_INDEX_SHARDS: usize = 4096;
 /// Claims in one chunk of the state's claim table.
 pub const CLAIM_CHUNK: usize = 16 * 1024;
+/// Claims in one digest of a part of the state: the writer takes less than a millisecond for it.
+pub const DIGEST_CLAIMS_MAX: usize = 256;
 /// Highest per-person limit a programme may set.
 pub const PERSON_LIMIT_MAX: u16 = 100;
 /// Times in a row that a batch is decided again because another process appended first.
@@ -152,6 +154,15 @@ pub const BOOK_WAIT: Duration = Duration::from_secs(1);
 pub const BOOK_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rows of totals in one answer.
 pub const TOTALS_ROWS_MAX: usize = 10_000;
+
+// --- The audit ---
+
+/// How many times as long as it works the audit rests.
+pub const AUDIT_REST: u32 = 4;
+/// How long after the start the first audit begins at the latest.
+pub const AUDIT_FIRST: Duration = Duration::from_secs(600);
+/// How often the audit asks a ledger that does not answer, once a second.
+pub const AUDIT_TRIES: u32 = 60;
 
 // --- Tokens and rates ---
 

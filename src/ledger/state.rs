@@ -8,7 +8,7 @@
 //!
 //! Memory: a claim costs 60 bytes for its record, 16 for each key and about 10 for the key's place in
 //! the index. The index keeps no keys of its own, it points into the claims; it is split into
-//! [`limits::KEY_INDEX_SHARDS`] tables so that growing one is never felt.
+//! [`limits::KEY_INDEX_SHARDS`] tables of different sizes, so that growing one is never felt.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -345,6 +345,8 @@ pub struct State {
     // Names are numbered as they are met; the numbers never leave the state.
     submitters: Vec<Submitter>,
     submitter_numbers: HashMap<Submitter, u32>,
+    /// Empty; kept between entries for its room.
+    scratch: Vec<Change>,
 }
 
 impl Default for State {
@@ -369,6 +371,7 @@ impl Default for State {
             officer_requests: BTreeMap::new(),
             submitters: Vec::new(),
             submitter_numbers: HashMap::new(),
+            scratch: Vec::new(),
         }
     }
 }
@@ -530,63 +533,174 @@ impl State {
         records.get(records.len.checked_sub(1)?).map(|record| record.id)
     }
 
-    /// A digest of everything in the state, the same for the same journal on every backend, machine and
-    /// restart. Takes time in proportion to the state. It also looks every held key up in the index, so
-    /// that an index that lost one shows.
+    /// A digest of everything in the state, the same for the same journal on every backend, machine,
+    /// restart and version of this program. Takes time in proportion to the state. It also looks every
+    /// held key up in the index, so that an index that lost one shows.
     pub fn digest(&self) -> Hash {
-        let mut context = digest::Context::new(&digest::SHA256);
-        let mut text = |part: &str| {
-            context.update(&(part.len() as u64).to_be_bytes());
-            context.update(part.as_bytes());
-        };
-        text(&format!("{:?} {:?} {:?} {}", self.head, self.at, self.journal_id, self.activated_at));
-        text(&format!("{:?} {:?} {:?}", self.hash_keys, self.spent, self.officer_requests));
-        for fund in &self.funds {
-            text(&format!("{fund:?}"));
-        }
-        let mut index_is_whole = true;
-        let mut held = 0;
+        let mut digest = Digest::default();
+        self.put_rest(&mut digest);
         for (number, record) in self.claims.records.iter().enumerate() {
-            let mut bytes: SmallVec<[u8; 256]> = SmallVec::new();
-            bytes.extend_from_slice(record.id.bytes());
-            bytes.extend_from_slice(&record.fingerprint);
-            bytes.extend_from_slice(&record.made);
-            bytes.extend_from_slice(&record.last);
-            bytes.extend_from_slice(&record.until);
-            bytes.extend_from_slice(&record.subsidy_fen.to_be_bytes());
-            bytes.extend_from_slice(&record.fund.to_be_bytes());
-            bytes.extend_from_slice(&record.held.to_be_bytes());
-            bytes.push(record.keys_len);
-            bytes.extend_from_slice(&[u8::from(record.return_restores), u8::from(record.has_trade_in)]);
-            bytes.extend_from_slice(record.status.name().as_bytes());
-            if let Some(submitter) = self.submitters.get(record.submitter as usize) {
-                bytes.extend_from_slice(submitter.retailer.as_str().as_bytes());
-                bytes.extend_from_slice(submitter.platform.as_deref().unwrap_or_default().as_bytes());
-            }
-            for place in 0..usize::from(record.keys_len) {
-                let Some(key) = self.claims.key(record, place) else { continue };
-                bytes.extend_from_slice(key.bytes());
-                if record.holds(place) {
-                    held += 1;
-                    let slot = Slot::new(ClaimIx(number as u32), place);
-                    index_is_whole &= self.slots(key).any(|found| found == slot);
-                }
-            }
-            let live_hold = record.status != Status::Held
-                || self.holds.contains(&(record.until(), ClaimIx(number as u32)));
-            index_is_whole &= live_hold;
-            context.update(&bytes);
+            self.put_claim(number, record, &mut digest);
         }
-        index_is_whole &= held == self.taken_count;
-        context.update(&[u8::from(index_is_whole)]);
-        Hash::from_slice(context.finish().as_ref()).unwrap_or(Hash::ZERO)
+        let index_is_whole = digest.index_is_whole && digest.held == self.taken_count;
+        digest.number(u64::from(index_is_whole));
+        digest.finish()
+    }
+
+    /// A digest of one part of the state; takes no longer than [`limits::DIGEST_CLAIMS_MAX`] claims do.
+    pub fn digest_of(&self, part: Part) -> Hash {
+        let mut digest = Digest::default();
+        match part {
+            Part::Rest => {
+                self.put_rest(&mut digest);
+                digest.number(self.claims.records.len as u64);
+                digest.number(self.taken_count);
+                digest.number(self.holds.len() as u64);
+            }
+            Part::Claims { first } => {
+                for number in first..first.saturating_add(limits::DIGEST_CLAIMS_MAX) {
+                    let Some(record) = self.claims.records.get(number) else { break };
+                    self.put_claim(number, record, &mut digest);
+                }
+                digest.number(u64::from(digest.index_is_whole));
+            }
+        }
+        digest.finish()
+    }
+
+    /// Everything but the claims.
+    fn put_rest(&self, digest: &mut Digest) {
+        digest.number(self.head.position);
+        digest.bytes(self.head.hash.bytes());
+        digest.time(self.at);
+        digest.bytes(self.journal_id.as_ref().map_or(&[], |id| id.bytes().as_slice()));
+        digest.number(self.activated_at);
+        digest.number(self.hash_keys.len() as u64);
+        for (key, check) in &self.hash_keys {
+            digest.text(key);
+            digest.text(check);
+        }
+        digest.number(self.spent.len() as u64);
+        for (key, until) in &self.spent {
+            digest.bytes(key.bytes());
+            digest.time(*until);
+        }
+        digest.number(self.officer_requests.len() as u64);
+        for (key, (position, fingerprint)) in &self.officer_requests {
+            digest.bytes(key.bytes());
+            digest.number(*position);
+            digest.bytes(fingerprint.bytes());
+        }
+        for fund in &self.funds {
+            let Balance { budget, held, redeemed, frozen } = fund.balance;
+            digest.text(fund.id.as_str());
+            digest.text(fund.programme.as_str());
+            digest.text(fund.region_code.as_str());
+            for day in [fund.from, fund.to] {
+                digest.bytes(&day.number().to_be_bytes());
+            }
+            for fen in [budget, held, redeemed] {
+                digest.bytes(&fen.get().to_be_bytes());
+            }
+            digest.number(u64::from(frozen));
+        }
+    }
+
+    /// The `number`th claim with its keys, each of which must be in the index if it is held.
+    fn put_claim(&self, number: usize, record: &ClaimRecord, digest: &mut Digest) {
+        let mut bytes: SmallVec<[u8; 256]> = SmallVec::new();
+        bytes.extend_from_slice(record.id.bytes());
+        bytes.extend_from_slice(&record.fingerprint);
+        bytes.extend_from_slice(&record.made);
+        bytes.extend_from_slice(&record.last);
+        bytes.extend_from_slice(&record.until);
+        bytes.extend_from_slice(&record.subsidy_fen.to_be_bytes());
+        bytes.extend_from_slice(&record.fund.to_be_bytes());
+        bytes.extend_from_slice(&record.held.to_be_bytes());
+        bytes.push(record.keys_len);
+        bytes.extend_from_slice(&[u8::from(record.return_restores), u8::from(record.has_trade_in)]);
+        bytes.extend_from_slice(record.status.name().as_bytes());
+        if let Some(submitter) = self.submitters.get(record.submitter as usize) {
+            bytes.extend_from_slice(submitter.retailer.as_str().as_bytes());
+            bytes.extend_from_slice(submitter.platform.as_deref().unwrap_or_default().as_bytes());
+        }
+        let claim = ClaimIx(number as u32);
+        for place in 0..usize::from(record.keys_len) {
+            let Some(key) = self.claims.key(record, place) else { continue };
+            bytes.extend_from_slice(key.bytes());
+            if record.holds(place) {
+                digest.held += 1;
+                let slot = Slot::new(claim, place);
+                digest.index_is_whole &= self.slots(key).any(|found| found == slot);
+            }
+        }
+        digest.index_is_whole &=
+            record.status != Status::Held || self.holds.contains(&(record.until(), claim));
+        digest.context.update(&bytes);
+    }
+}
+
+/// A part of the state, for comparing two of them piece by piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// Everything but the claims, and how many of those there are.
+    Rest,
+    /// At most [`limits::DIGEST_CLAIMS_MAX`] claims.
+    Claims {
+        /// The first of them, in the order of making.
+        first: usize,
+    },
+}
+
+/// What a digest is made of, in bytes that do not depend on how this program keeps it.
+struct Digest {
+    context: digest::Context,
+    /// Keys held by the claims put in.
+    held: u64,
+    /// Whether the index has each of them.
+    index_is_whole: bool,
+}
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self { context: digest::Context::new(&digest::SHA256), held: 0, index_is_whole: true }
+    }
+}
+
+impl Digest {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.context.update(bytes);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.number(text.len() as u64);
+        self.bytes(text.as_bytes());
+    }
+
+    fn number(&mut self, number: u64) {
+        self.bytes(&number.to_be_bytes());
+    }
+
+    fn time(&mut self, at: Timestamp) {
+        self.bytes(&at.ms().to_be_bytes());
+    }
+
+    fn finish(self) -> Hash {
+        Hash::from_slice(self.context.finish().as_ref()).unwrap_or(Hash::ZERO)
     }
 }
 
 /// The shard of a key, and its hash there. Keys are uniformly random already.
+///
+/// The last shard gets twice as many keys as the first, the others something between: so they grow one
+/// after the other and not all at once, which would be felt, and the room they have to spare is the same
+/// at any number of claims.
 fn place_of(key: &Key) -> (usize, u64) {
-    let [a, b, rest @ ..] = key.bytes();
-    let shard = usize::from(u16::from_be_bytes([*a, *b])) % limits::KEY_INDEX_SHARDS;
+    let [a, b, c, d, e, rest @ ..] = key.bytes();
+    let one = usize::from(u16::from_be_bytes([*a, *b])) % limits::KEY_INDEX_SHARDS;
+    let other = usize::from(u16::from_be_bytes([*c, *d])) % limits::KEY_INDEX_SHARDS;
+    // The greater of two is in the upper half three times out of four.
+    let shard = if e % 3 == 0 { one.max(other) } else { one };
     let mut hash = [0; 8];
     hash.copy_from_slice(&rest[..8]);
     (shard, u64::from_be_bytes(hash))
@@ -598,21 +712,23 @@ impl State {
     /// Applies the entry whose bytes hash to `hash`. With `undo`, the inverses are kept there.
     ///
     /// On an error the state is unchanged.
-    pub fn fold(&mut self, entry: &Entry, hash: Hash, undo: Option<&mut Undo>) -> Result<(), FoldError> {
-        let mut fold = Folding { state: self, at: entry.at, position: entry.position, log: Vec::new() };
-        match fold.entry(entry, hash) {
-            Ok(()) => {
-                if let Some(undo) = undo {
-                    undo.0.append(&mut fold.log);
-                }
-                Ok(())
-            }
-            Err(reason) => {
-                let mut log = std::mem::take(&mut fold.log);
-                self.take_back(&mut log);
-                Err(FoldError { position: entry.position, reason })
-            }
+    pub fn fold<S, C>(
+        &mut self,
+        entry: &Entry<ClaimMade<S, C>>,
+        hash: Hash,
+        undo: Option<&mut Undo>,
+    ) -> Result<(), FoldError> {
+        let log = std::mem::take(&mut self.scratch);
+        let mut fold = Folding { state: self, at: entry.at, position: entry.position, log };
+        let folded = fold.entry(entry, hash);
+        let mut log = fold.log;
+        match (&folded, undo) {
+            (Ok(()), Some(undo)) => undo.0.append(&mut log),
+            (Ok(()), None) => log.clear(),
+            (Err(_), _) => self.take_back(&mut log),
         }
+        self.scratch = log;
+        folded.map_err(|reason| FoldError { position: entry.position, reason })
     }
 
     /// Takes back everything folded since `undo` was last empty.
@@ -777,7 +893,7 @@ impl Folding<'_> {
         self.log.push(inverse);
     }
 
-    fn entry(&mut self, entry: &Entry, hash: Hash) -> Folded {
+    fn entry<S, C>(&mut self, entry: &Entry<ClaimMade<S, C>>, hash: Hash) -> Folded {
         let head = self.state.head;
         ensure(entry.position == head.position + 1, "its position is not the next")?;
         ensure(entry.prev == head.hash, "its predecessor's hash is not the one before it")?;
@@ -906,7 +1022,7 @@ impl Folding<'_> {
         Ok(ix)
     }
 
-    fn made(&mut self, made: &ClaimMade) -> Folded {
+    fn made<S, C>(&mut self, made: &ClaimMade<S, C>) -> Folded {
         let ClaimKeys { request, order_line, person, device, trade_in } = &made.keys;
         ensure(self.state.last_claim_id() < Some(made.claim_id), "its claim id is not above the last")?;
         self.clear_forgotten_request(request);

@@ -7,16 +7,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::apply::{self, Answer, Decision};
 use super::command::{CancelOutcome, ClaimAt, Command, Failure, FundView, Outcome, Quoted, Stored};
-use super::entry::{Algorithm, Entry, Event, Hash, Key, VERSION};
+use super::entry::{Algorithm, ClaimMade, Effects, Entry, Event, Hash, Key, VERSION};
 use super::state::{FoldError, State, Undo};
 use super::{KeyRing, Published};
 use crate::clock::Clock;
@@ -130,7 +132,7 @@ impl Ledger {
         observer: Box<dyn Observer>,
     ) -> Result<(Self, Writer), OpenError> {
         let mut state = State::default();
-        catch_up(&mut state, &mut *journal, &mut |_| {})?;
+        catch_up(&mut state, &mut *journal, &mut |_: Stored<Effects>| {})?;
         let shared = Arc::new(Shared {
             published: ArcSwap::from_pointee(published(&state)),
             queued: AtomicUsize::new(0),
@@ -250,71 +252,67 @@ impl Ledger {
 }
 
 /// Reads a row: the hash is that of the bytes, and the bytes are the entry of its position.
-pub fn stored(row: &Row) -> Result<Stored, OpenError> {
+pub fn stored<M: DeserializeOwned>(row: &Row) -> Result<Stored<M>, OpenError> {
     if Hash::of(&row.entry) != row.hash {
         return Err(OpenError::Hash { position: row.position });
     }
     Ok(Stored { entry: Entry::decode(row.position, &row.entry)?, hash: row.hash })
 }
 
-/// Folds everything that follows the state's head. Reading and decoding go on beside the folding: at
-/// start, that is what takes the time.
-fn catch_up(
+/// Folds everything that follows the state's head, reading as much of it as `each` asks for. When there
+/// is much, as at start, reading, decoding and folding go on beside each other.
+fn catch_up<S, C>(
     state: &mut State,
     journal: &mut dyn Journal,
-    each: &mut dyn FnMut(Stored),
-) -> Result<(), OpenError> {
-    let first = journal.read(state.head().position, limits::JOURNAL_READ_ENTRIES_MAX)?;
-    let Some(mut last) = first.last().map(|row| row.position) else { return Ok(()) };
-    if first.len() < limits::JOURNAL_READ_ENTRIES_MAX {
-        return fold_all(state, first.iter().map(stored), each);
-    }
-    std::thread::scope(|scope| {
-        let (batches, decoded) = std::sync::mpsc::sync_channel(limits::DECODED_BATCHES_MAX);
-        scope.spawn(move || {
-            let mut rows = Ok(first);
-            loop {
-                let batch = rows.map_err(OpenError::from).and_then(|rows| decode_all(&rows));
-                let stop = batch.as_ref().map_or(true, Vec::is_empty);
-                // Whoever folds has found a fault and does not listen any more, or this was the end.
-                if batches.send(batch).is_err() || stop {
-                    return;
-                }
-                rows = journal.read(last, limits::JOURNAL_READ_ENTRIES_MAX);
-                last = rows.as_ref().ok().and_then(|rows| rows.last()).map_or(last, |row| row.position);
-            }
-        });
-        for batch in decoded {
-            fold_all(state, batch?.into_iter().map(Ok), each)?;
+    each: &mut dyn FnMut(Stored<ClaimMade<S, C>>),
+) -> Result<(), OpenError>
+where
+    S: DeserializeOwned + Send + Sync,
+    C: DeserializeOwned + Send + Sync,
+{
+    let after = state.head().position;
+    let mut fold_all = |decoded: Result<Vec<Stored<ClaimMade<S, C>>>, OpenError>| {
+        for stored in decoded? {
+            state.fold(&stored.entry, stored.hash, None)?;
+            each(stored);
         }
         Ok(())
-    })
-}
-
-fn fold_all(
-    state: &mut State,
-    entries: impl Iterator<Item = Result<Stored, OpenError>>,
-    each: &mut dyn FnMut(Stored),
-) -> Result<(), OpenError> {
-    for stored in entries {
-        let stored = stored?;
-        state.fold(&stored.entry, stored.hash, None)?;
-        each(stored);
+    };
+    let decode = |rows: Vec<Row>| rows.iter().map(stored).collect();
+    let first = journal.read(after, limits::JOURNAL_READ_ENTRIES_MAX)?;
+    if first.len() < limits::JOURNAL_READ_ENTRIES_MAX {
+        return fold_all(decode(first));
     }
-    Ok(())
-}
-
-/// Checks and decodes rows, half of them on another thread.
-fn decode_all(rows: &[Row]) -> Result<Vec<Stored>, OpenError> {
-    let decode = |rows: &[Row]| rows.iter().map(stored).collect::<Result<Vec<_>, _>>();
-    let (front, back) = rows.split_at(rows.len() / 2);
     std::thread::scope(|scope| {
-        let front = scope.spawn(move || decode(front));
-        let back = decode(back);
-        let mut all =
-            front.join().map_err(|_| OpenError::Thread(std::io::Error::other("a decoder failed")))??;
-        all.append(&mut back?);
-        Ok(all)
+        // Batches go round the decoders, and come back in the same round.
+        let (mut rows_to, mut decoded_from) = (Vec::new(), Vec::new());
+        for _ in 0..limits::DECODERS {
+            let (rows_out, rows_in) = sync_channel(1);
+            let (decoded_out, decoded_in) = sync_channel(1);
+            // Whoever folds does not listen any more when it has found a fault.
+            scope.spawn(move || rows_in.into_iter().try_for_each(|rows| decoded_out.send(decode(rows))));
+            rows_to.push(rows_out);
+            decoded_from.push(decoded_in);
+        }
+        let reading = scope.spawn(move || {
+            let mut rows = first;
+            for decoder in rows_to.iter().cycle() {
+                let Some(row) = rows.last() else { break };
+                let last = row.position;
+                if decoder.send(rows).is_err() {
+                    break;
+                }
+                rows = journal.read(last, limits::JOURNAL_READ_ENTRIES_MAX)?;
+            }
+            Ok(())
+        });
+        for decoder in decoded_from.iter().cycle() {
+            // The end: nobody sends any more.
+            let Ok(decoded) = decoder.recv() else { break };
+            fold_all(decoded)?;
+        }
+        reading.join().unwrap_or_else(|_| Err(JournalError::Unusable("it could not be read".into())))?;
+        Ok(())
     })
 }
 
@@ -345,7 +343,8 @@ fn only_asks(command: &Command) -> bool {
         | Command::Fund(_)
         | Command::Funds
         | Command::Look
-        | Command::Digest => true,
+        | Command::Digest
+        | Command::DigestOf(_) => true,
         _ => false,
     }
 }
@@ -385,7 +384,7 @@ impl Desk {
             Ok(()) => self.settle(),
             Err(JournalError::Moved) => {
                 self.discard();
-                catch_up(&mut self.state, &mut *self.journal, &mut |_| {})?;
+                catch_up(&mut self.state, &mut *self.journal, &mut |_: Stored<Effects>| {})?;
             }
             Err(error) => return Err(error.into()),
         }
@@ -567,7 +566,11 @@ impl Desk {
         }
         let mut decided = Vec::with_capacity(commands.len());
         for command in commands {
-            decided.push(self.decide_one(command, now)?);
+            // An entry that cannot be folded leaves the state as it was: only its own command fails.
+            decided.push(self.decide_one(command, now).unwrap_or_else(|fault| {
+                tracing::error!(%fault, "a command was decided on an entry that does not follow");
+                Decided::Failed(Failure::Unavailable)
+            }));
         }
         Ok(decided)
     }
@@ -758,6 +761,10 @@ impl Desk {
                 Answer::Digest => {
                     Outcome::Digest { position: self.state.head().position, digest: self.state.digest() }
                 }
+                Answer::DigestOf(part) => Outcome::Digest {
+                    position: self.state.head().position,
+                    digest: self.state.digest_of(part),
+                },
             }),
         }
     }
