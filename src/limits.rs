@@ -94,7 +94,7 @@ pub const FOLD_DROPS_MAX: usize = 64;
 /// Bytes in one journal entry.
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
 /// Entries read from the journal at a time.
-pub const JOURNAL_READ_ENTRIES_MAX: usize = 1024;
+pub const JOURNAL_READ_ENTRIES_MAX: usize = 256;
 /// Pages the embedded journal's write-ahead log may have before it is checkpointed.
 pub const JOURNAL_CHECKPOINT_PAGES: u32 = 4000;
 /// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
@@ -113,8 +113,8 @@ pub const CONTENTION: Duration = Duration::from_secs(1);
 pub const TURN: Duration = Duration::from_millis(5);
 /// How long a process waits for its turn before it goes on without.
 pub const TURN_WAIT: Duration = Duration::from_millis(250);
-/// Batches of entries read from the journal that wait to be folded.
-pub const DECODED_BATCHES_MAX: usize = 2;
+/// Threads that decode entries while others are read and folded, at start.
+pub const DECODERS: usize = 2;
 /// Shards of the state's key index; each grows on its own, so that no growth is felt.
 pub const KEY_INDEX_SHARDS: usize = 4096;
 /// Claims in one chunk of the state's claim table.
@@ -123,6 +123,10 @@ pub const CLAIM_CHUNK: usize = 16 * 1024;
 pub const PERSON_LIMIT_MAX: u16 = 100;
 /// Times in a row that a batch is decided again because another process appended first.
 pub const WRITER_LOST_RACES_MAX: usize = 32;
+/// How often a process looks whether it still is as its journal says a process should be.
+pub const WATCH_PACE: Duration = Duration::from_secs(1);
+/// How far the machine's clock may be from PostgreSQL's.
+pub const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(2);
 /// How long a command may wait for its decision before the caller is told 503.
 pub const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -20,6 +20,7 @@ use subsidy_pos::{programme, programme_files, rules};
 
 mod serve;
 mod verify;
+mod watch;
 
 /// Trade-in subsidies at the point of sale.
 #[derive(Debug, Parser)]

@@ -29,6 +29,7 @@ use subsidy_pos::shield::redis::{self, Redis};
 use subsidy_pos::shield::{Limit, Shield};
 use subsidy_pos::telemetry::{self, Metrics};
 
+use super::watch::{self, Watch};
 use super::{Failed, Serve, Settings, failed, programme_files};
 
 /// The cities of Zhejiang (GB/T 2260).
@@ -64,7 +65,7 @@ pub fn activate(settings: &Settings) -> Result<(), Failed> {
     let files = programme_files(&config)?;
     actix_web::rt::System::new().block_on(async {
         let metrics = Metrics::new(&[], &[]);
-        let (ledger, writer) = open_ledger(&config, Clock::default(), Watch::new(&Feed::new(), &metrics))?;
+        let (ledger, writer) = open_ledger(&config, Clock::default(), Herald::new(&Feed::new(), &metrics))?;
         let activated = ledger.submit(Command::Activate(as_entry(files))).await.map_err(why);
         writer.stop();
         activated.map(|_| println!("the programmes are activated"))
@@ -98,13 +99,13 @@ fn as_entry(files: Vec<(String, String)>) -> Vec<ProgrammeFile> {
 }
 
 /// Hands what the writer appends to the book, and counts.
-struct Watch {
+struct Herald {
     feed: Feed,
     batch: prometheus_client::metrics::histogram::Histogram,
     append: prometheus_client::metrics::histogram::Histogram,
 }
 
-impl Watch {
+impl Herald {
     fn new(feed: &Feed, metrics: &Metrics) -> Box<Self> {
         Box::new(Self {
             feed: feed.clone(),
@@ -114,7 +115,7 @@ impl Watch {
     }
 }
 
-impl Observer for Watch {
+impl Observer for Herald {
     fn appended(&mut self, entries: &[Arc<Stored>]) {
         self.feed.offer(entries);
     }
@@ -125,7 +126,7 @@ impl Observer for Watch {
     }
 }
 
-fn open_ledger(config: &Config, clock: Clock, watch: Box<Watch>) -> Result<(Ledger, Writer), Failed> {
+fn open_ledger(config: &Config, clock: Clock, watch: Box<Herald>) -> Result<(Ledger, Writer), Failed> {
     let (journal, reader): (Box<dyn Journal>, Arc<dyn Reader>) = match &config.ledger.url {
         LedgerUrl::Sqlite => {
             let journal = SqliteJournal::open(&config.ledger.data_dir).map_err(failed)?;
@@ -149,7 +150,7 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     let signing_key = Arc::new(SigningKey::load(&config.journal.signing_key_file).map_err(failed)?);
 
     let feed = Feed::new();
-    let (ledger, writer) = open_ledger(config, clock, Watch::new(&feed, &metrics))?;
+    let (ledger, writer) = open_ledger(config, clock, Herald::new(&feed, &metrics))?;
     prepare_journal(config, &ledger, &hash_keys, dev).await?;
     let book_file = config.ledger.data_dir.join(book::sqlite::FILE);
     let (tables, book) = book::sqlite::open(&book_file, feed.clone()).map_err(failed)?;
@@ -181,6 +182,13 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
         workers => workers as usize,
     };
     let (api, operations) = http::servers(&app, api, operations, workers).map_err(failed)?;
+    let watch = Watch {
+        ledger: ledger.clone(),
+        hash_keys: Arc::clone(&app.hash_keys),
+        files: as_entry(programme_files(config)?),
+        standing: Arc::clone(&standing),
+    };
+    let watch = actix_web::rt::spawn(watch.keep());
     let (api_handle, operations_handle) = (api.handle(), operations.handle());
     let api = actix_web::rt::spawn(api);
     let operations = actix_web::rt::spawn(operations);
@@ -201,6 +209,7 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     standing.stop();
     api_handle.stop(true).await;
     heads.abort();
+    watch.abort();
     let stopped = tokio::task::spawn_blocking(move || {
         writer.stop();
         projector.stop();
@@ -239,24 +248,20 @@ async fn prepare_journal(
     hash_keys: &HashKeys,
     dev: bool,
 ) -> Result<(), Failed> {
-    for key in hash_keys.live() {
-        let (id, check) = (key.id().to_string(), key.check_value().into());
-        let introduce = Command::IntroduceHashKey { key: id.as_str().into(), check };
-        ledger.submit(introduce).await.map_err(|failure| match failure {
-            Failure::Refused(refusal) if matches!(*refusal, Refusal::HashKeyDiffers) => {
-                failed(format!("privacy.hash_keys: the journal knows {id} with another secret"))
-            }
-            other => why(other),
-        })?;
+    // A key is told to the journal by the first process that writes under it: by then every process can
+    // know it, without having been unready for the lack of it.
+    let writing = hash_keys.writing();
+    let (key, check) = (writing.id().to_string(), writing.check_value().into());
+    let introduce = Command::IntroduceHashKey { key: key.into(), check };
+    match ledger.submit(introduce).await {
+        // Said below, with whatever else differs.
+        Err(Failure::Refused(refusal)) if matches!(*refusal, Refusal::HashKeyDiffers) => {}
+        done => drop(done.map_err(why)?),
     }
     let files = as_entry(programme_files(config)?);
     let published = ledger.published();
-    for known in published.hash_keys.keys() {
-        if !hash_keys.live().any(|key| key.id().to_string() == **known) {
-            return Err(failed(format!(
-                "privacy.hash_keys: the journal has claims hashed with {known}; without it persons would not be recognised"
-            )));
-        }
+    if let Some(differs) = watch::missing_key(&published, hash_keys) {
+        return Err(failed(format!("{differs}; without it persons would not be recognised")));
     }
     if published.activated_at == 0 || dev {
         ledger.submit(Command::Activate(files)).await.map_err(why)?;

@@ -75,6 +75,7 @@ routes! {
     // Operations
     Both GET "/healthz" operations::healthz;
     Both GET "/readyz" operations::readyz;
+    Operations GET "/digest" operations::digest;
     Operations GET "/metrics" operations::metrics;
     // For people
     Api GET "/openapi.json" openapi::document;

@@ -21,6 +21,7 @@ use tokio_postgres::{Client, Statement};
 use super::{Head, Journal, JournalError, Reader, Row, above, signed};
 use crate::ledger::entry::Hash;
 use crate::limits;
+use crate::time::Timestamp;
 use place::{Backoff, within, words};
 
 pub mod place;
@@ -63,6 +64,7 @@ const AFTER: &str =
 const AT: &str = "
     SELECT position, hash, entry FROM journal
     JOIN unnest($1::bigint[]) WITH ORDINALITY AS asked (position, number) USING (position) ORDER BY number";
+const NOW: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 const HEAD: &str = "SELECT position, hash FROM journal ORDER BY position DESC LIMIT 1";
 const LOCK: &str = "SELECT pg_advisory_lock($1)";
 const UNLOCK: &str = "SELECT pg_advisory_unlock($1)";
@@ -118,6 +120,10 @@ impl Session {
             Ok(Head { position: position.unsigned_abs(), hash: Hash::from_slice(hash).unwrap_or(Hash::ZERO) })
         });
         head.await
+    }
+
+    async fn now(&self) -> Result<Timestamp, JournalError> {
+        within(async { self.client.query_one(NOW, &[]).await?.try_get(0).map(Timestamp::from_ms) }).await
     }
 
     async fn after(&self, after: u64, limit: usize) -> Result<Vec<Row>, JournalError> {
@@ -458,6 +464,10 @@ impl PostgresReader {
 impl Reader for PostgresReader {
     fn rows<'a>(&'a self, positions: &'a [u64]) -> BoxFuture<'a, Result<Vec<Row>, JournalError>> {
         async move { self.with(async |session| session.at(positions).await).await }.boxed()
+    }
+
+    fn now(&self) -> BoxFuture<'_, Result<Option<Timestamp>, JournalError>> {
+        async move { self.with(async |session| session.now().await.map(Some)).await }.boxed()
     }
 
     fn after(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Row>, JournalError>> {

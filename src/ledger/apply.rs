@@ -117,6 +117,7 @@ pub fn decide(state: &State, command: &Command, now: Timestamp) -> Decision {
                 check: Arc::clone(check),
             })),
         },
+        Command::Look => Ok(Answer::Done.into()),
         Command::Digest => Ok(Answer::Digest.into()),
     };
     decided.unwrap_or_else(|decision| decision)
@@ -157,7 +158,11 @@ struct Asked<'a> {
 
 fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
     let keys = &draft.keys;
+    if state.hash_keys().iter().any(|(hash_key, check)| draft.hash_keys.get(hash_key) != Some(check)) {
+        return Err(Refusal::HashKeyMissing.into());
+    }
     match state.request(&keys.request, now) {
+        Request::Unknown if draft.is_twin => return Err(Refusal::RequestInProgress.into()),
         Request::Unknown => {}
         Request::Spent => return Err(Refusal::CancelledBeforeArrival.into()),
         Request::Claim(ix) => return replay(state, draft, ix),

@@ -6,17 +6,19 @@
 //! append is not guessed about: the journal is looked at until it is known whether the entries are in.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::apply::{self, Answer, Decision};
 use super::command::{CancelOutcome, ClaimAt, Command, Failure, FundView, Outcome, Quoted, Stored};
-use super::entry::{Algorithm, Entry, Event, Hash, Key, VERSION};
+use super::entry::{Algorithm, ClaimMade, Effects, Entry, Event, Hash, Key, VERSION};
 use super::state::{FoldError, State, Undo};
 use super::{KeyRing, Published};
 use crate::clock::Clock;
@@ -50,6 +52,19 @@ pub enum OpenError {
     /// A row does not follow from those before it.
     #[error(transparent)]
     Fold(#[from] FoldError),
+    /// The journal is not the one that this process has answered from: an older copy was restored, or a
+    /// standby that lagged was promoted. Nothing is decided on it: what was answered must not be
+    /// contradicted.
+    #[error(
+        "the journal no longer has entry {position} ({hash}) that this process has answered from: restore the journal \
+         that has it, or start this process anew if the loss is accepted"
+    )]
+    OtherHistory {
+        /// The last entry known.
+        position: u64,
+        /// Its hash.
+        hash: Hash,
+    },
     /// The writer's thread could not be started.
     #[error("the writer could not be started: {0}")]
     Thread(std::io::Error),
@@ -76,7 +91,8 @@ struct Shared {
     published: ArcSwap<Published>,
     queued: AtomicUsize,
     position: AtomicU64,
-    healthy: AtomicBool,
+    /// What keeps the ledger from deciding.
+    trouble: ArcSwapOption<&'static str>,
 }
 
 /// A handle on the ledger; cheap to clone.
@@ -116,12 +132,12 @@ impl Ledger {
         observer: Box<dyn Observer>,
     ) -> Result<(Self, Writer), OpenError> {
         let mut state = State::default();
-        catch_up(&mut state, &mut *journal, &mut |_| {})?;
+        catch_up(&mut state, &mut *journal, &mut |_: Stored<Effects>| {})?;
         let shared = Arc::new(Shared {
             published: ArcSwap::from_pointee(published(&state)),
             queued: AtomicUsize::new(0),
             position: AtomicU64::new(state.head().position),
-            healthy: AtomicBool::new(true),
+            trouble: ArcSwapOption::empty(),
         });
         let (queue, work) = crossbeam_channel::bounded(limits::QUEUE_COMMANDS_MAX);
         let mut desk = Desk {
@@ -224,9 +240,9 @@ impl Ledger {
         self.shared.queued.load(Ordering::Relaxed)
     }
 
-    /// Whether the last append or look at the journal went well.
-    pub fn is_healthy(&self) -> bool {
-        self.shared.healthy.load(Ordering::Relaxed)
+    /// What keeps the ledger from deciding, as far as the last commands have shown.
+    pub fn trouble(&self) -> Option<&'static str> {
+        self.shared.trouble.load().as_deref().copied()
     }
 
     /// The service's clock.
@@ -236,71 +252,67 @@ impl Ledger {
 }
 
 /// Reads a row: the hash is that of the bytes, and the bytes are the entry of its position.
-pub fn stored(row: &Row) -> Result<Stored, OpenError> {
+pub fn stored<M: DeserializeOwned>(row: &Row) -> Result<Stored<M>, OpenError> {
     if Hash::of(&row.entry) != row.hash {
         return Err(OpenError::Hash { position: row.position });
     }
     Ok(Stored { entry: Entry::decode(row.position, &row.entry)?, hash: row.hash })
 }
 
-/// Folds everything that follows the state's head. Reading and decoding go on beside the folding: at
-/// start, that is what takes the time.
-fn catch_up(
+/// Folds everything that follows the state's head, reading as much of it as `each` asks for. When there
+/// is much, as at start, reading, decoding and folding go on beside each other.
+fn catch_up<S, C>(
     state: &mut State,
     journal: &mut dyn Journal,
-    each: &mut dyn FnMut(Stored),
-) -> Result<(), OpenError> {
-    let first = journal.read(state.head().position, limits::JOURNAL_READ_ENTRIES_MAX)?;
-    let Some(mut last) = first.last().map(|row| row.position) else { return Ok(()) };
-    if first.len() < limits::JOURNAL_READ_ENTRIES_MAX {
-        return fold_all(state, first.iter().map(stored), each);
-    }
-    std::thread::scope(|scope| {
-        let (batches, decoded) = std::sync::mpsc::sync_channel(limits::DECODED_BATCHES_MAX);
-        scope.spawn(move || {
-            let mut rows = Ok(first);
-            loop {
-                let batch = rows.map_err(OpenError::from).and_then(|rows| decode_all(&rows));
-                let stop = batch.as_ref().map_or(true, Vec::is_empty);
-                // Whoever folds has found a fault and does not listen any more, or this was the end.
-                if batches.send(batch).is_err() || stop {
-                    return;
-                }
-                rows = journal.read(last, limits::JOURNAL_READ_ENTRIES_MAX);
-                last = rows.as_ref().ok().and_then(|rows| rows.last()).map_or(last, |row| row.position);
-            }
-        });
-        for batch in decoded {
-            fold_all(state, batch?.into_iter().map(Ok), each)?;
+    each: &mut dyn FnMut(Stored<ClaimMade<S, C>>),
+) -> Result<(), OpenError>
+where
+    S: DeserializeOwned + Send + Sync,
+    C: DeserializeOwned + Send + Sync,
+{
+    let after = state.head().position;
+    let mut fold_all = |decoded: Result<Vec<Stored<ClaimMade<S, C>>>, OpenError>| {
+        for stored in decoded? {
+            state.fold(&stored.entry, stored.hash, None)?;
+            each(stored);
         }
         Ok(())
-    })
-}
-
-fn fold_all(
-    state: &mut State,
-    entries: impl Iterator<Item = Result<Stored, OpenError>>,
-    each: &mut dyn FnMut(Stored),
-) -> Result<(), OpenError> {
-    for stored in entries {
-        let stored = stored?;
-        state.fold(&stored.entry, stored.hash, None)?;
-        each(stored);
+    };
+    let decode = |rows: Vec<Row>| rows.iter().map(stored).collect();
+    let first = journal.read(after, limits::JOURNAL_READ_ENTRIES_MAX)?;
+    if first.len() < limits::JOURNAL_READ_ENTRIES_MAX {
+        return fold_all(decode(first));
     }
-    Ok(())
-}
-
-/// Checks and decodes rows, half of them on another thread.
-fn decode_all(rows: &[Row]) -> Result<Vec<Stored>, OpenError> {
-    let decode = |rows: &[Row]| rows.iter().map(stored).collect::<Result<Vec<_>, _>>();
-    let (front, back) = rows.split_at(rows.len() / 2);
     std::thread::scope(|scope| {
-        let front = scope.spawn(move || decode(front));
-        let back = decode(back);
-        let mut all =
-            front.join().map_err(|_| OpenError::Thread(std::io::Error::other("a decoder failed")))??;
-        all.append(&mut back?);
-        Ok(all)
+        // Batches go round the decoders, and come back in the same round.
+        let (mut rows_to, mut decoded_from) = (Vec::new(), Vec::new());
+        for _ in 0..limits::DECODERS {
+            let (rows_out, rows_in) = sync_channel(1);
+            let (decoded_out, decoded_in) = sync_channel(1);
+            // Whoever folds does not listen any more when it has found a fault.
+            scope.spawn(move || rows_in.into_iter().try_for_each(|rows| decoded_out.send(decode(rows))));
+            rows_to.push(rows_out);
+            decoded_from.push(decoded_in);
+        }
+        let reading = scope.spawn(move || {
+            let mut rows = first;
+            for decoder in rows_to.iter().cycle() {
+                let Some(row) = rows.last() else { break };
+                let last = row.position;
+                if decoder.send(rows).is_err() {
+                    break;
+                }
+                rows = journal.read(last, limits::JOURNAL_READ_ENTRIES_MAX)?;
+            }
+            Ok(())
+        });
+        for decoder in decoded_from.iter().cycle() {
+            // The end: nobody sends any more.
+            let Ok(decoded) = decoder.recv() else { break };
+            fold_all(decoded)?;
+        }
+        reading.join().unwrap_or_else(|_| Err(JournalError::Unusable("it could not be read".into())))?;
+        Ok(())
     })
 }
 
@@ -324,10 +336,16 @@ enum Decided {
 
 /// Whether a command can change anything.
 fn only_asks(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::Quote(_) | Command::Locate(_) | Command::Fund(_) | Command::Funds | Command::Digest
-    )
+    match command {
+        Command::Make(draft) => draft.is_twin,
+        Command::Quote(_)
+        | Command::Locate(_)
+        | Command::Fund(_)
+        | Command::Funds
+        | Command::Look
+        | Command::Digest => true,
+        _ => false,
+    }
 }
 
 /// Says that the ledger is not there any more, however the writer ended.
@@ -335,7 +353,7 @@ struct Alarm(Arc<Shared>);
 
 impl Drop for Alarm {
     fn drop(&mut self) {
-        self.0.healthy.store(false, Ordering::Relaxed);
+        self.0.trouble.store(Some(Arc::new("the ledger has ended")));
         if std::thread::panicking() {
             tracing::error!("the writer failed; the process must be started anew");
         }
@@ -365,7 +383,7 @@ impl Desk {
             Ok(()) => self.settle(),
             Err(JournalError::Moved) => {
                 self.discard();
-                catch_up(&mut self.state, &mut *self.journal, &mut |_| {})?;
+                catch_up(&mut self.state, &mut *self.journal, &mut |_: Stored<Effects>| {})?;
             }
             Err(error) => return Err(error.into()),
         }
@@ -425,6 +443,7 @@ impl Desk {
     fn serve(&mut self, works: &mut Vec<Work>) {
         let (commands, replies) = unpack(works);
         let mut decided = self.try_serve(&commands);
+        self.tell_trouble(decided.as_ref().err());
         if decided.is_err() {
             // The journal failed. What only asks can still be answered if the journal can be read.
             let readable = self.resolve_doubt().is_ok();
@@ -457,6 +476,32 @@ impl Desk {
         self.fresh.clear();
     }
 
+    /// Says what keeps this process from deciding, or that nothing does.
+    fn tell_trouble(&self, error: Option<&OpenError>) {
+        let trouble = error.map(|error| match error {
+            OpenError::Journal(JournalError::Unusable(_)) => "the journal cannot be used; the log says why",
+            OpenError::Journal(JournalError::Moved | JournalError::Unknown(_)) => {
+                "the journal does not answer"
+            }
+            OpenError::Unreadable(_) => {
+                "the journal has an entry that this version does not know; run the newest"
+            }
+            OpenError::OtherHistory { .. } => {
+                "the journal is not the one that this process has answered from"
+            }
+            OpenError::Hash { .. } | OpenError::Fold(_) => "the journal does not verify; the log says where",
+            OpenError::Thread(_) => "the machine has no room for a thread",
+        });
+        let told = self.shared.trouble.load().as_deref().copied();
+        if trouble != told {
+            self.shared.trouble.store(trouble.map(Arc::new));
+            match error {
+                Some(error) => tracing::error!(%error, "nothing is decided"),
+                None => tracing::info!("the ledger decides again"),
+            }
+        }
+    }
+
     /// Decides all and appends what they enter. On an error nothing is folded that is not durable.
     fn try_serve(&mut self, commands: &[Command]) -> Result<Vec<Decided>, OpenError> {
         if self.in_doubt {
@@ -478,17 +523,15 @@ impl Desk {
             match written {
                 Ok(()) => {
                     self.settle();
-                    self.shared.healthy.store(true, Ordering::Relaxed);
                     return Ok(decided);
                 }
                 Err(JournalError::Moved) => {
                     self.discard();
-                    self.catch_up()?;
                     self.ensure_same_history()?;
+                    self.catch_up()?;
                 }
                 Err(error) => {
                     tracing::error!(%error, "entries could not be appended");
-                    self.shared.healthy.store(false, Ordering::Relaxed);
                     self.in_doubt = true;
                     if !self.is_in()? {
                         self.discard();
@@ -635,6 +678,9 @@ impl Desk {
             self.publish();
             self.shared.position.store(self.state.head().position, Ordering::Release);
         }
+        if let Err(OpenError::Fold(_)) = caught_up {
+            self.ensure_same_history()?;
+        }
         caught_up
     }
 
@@ -648,15 +694,8 @@ impl Desk {
         if found.first().is_some_and(|row| row.position == head.position && row.hash == head.hash) {
             return Ok(());
         }
-        self.shared.healthy.store(false, Ordering::Relaxed);
         self.in_doubt = true;
-        let reason = format!(
-            "it no longer has entry {} ({}) that this process has answered from: restore the journal that has it, \
-             or start this process anew if the loss is accepted",
-            head.position, head.hash
-        );
-        tracing::error!(position = head.position, "the journal is another than the one this process knows");
-        Err(JournalError::Unusable(reason).into())
+        Err(OpenError::OtherHistory { position: head.position, hash: head.hash })
     }
 
     /// After a failed append: whether the entries are in the journal after all. Looks a few times; an

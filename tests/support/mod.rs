@@ -3,9 +3,13 @@
 //! of the journal.
 
 pub mod client;
+pub mod fleet;
 pub mod identifiers;
 pub mod journal;
+pub mod postgres;
+pub mod proxy;
 pub mod random;
+pub mod redis;
 pub mod sale;
 pub mod service;
 pub mod trace;
