@@ -148,6 +148,8 @@ pub const BOOK_QUERIES_RUNNING_MAX: usize = 4;
 pub const BOOK_QUERIES_MAX: usize = 64;
 /// How long a connection to the book waits for a lock.
 pub const BOOK_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a transaction of the projector may take where the book is in PostgreSQL.
+pub const BOOK_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a list waits for the book to reach the journal's head.
 pub const BOOK_WAIT: Duration = Duration::from_secs(1);
 /// Time a query on the book may take.
