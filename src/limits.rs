@@ -23,6 +23,8 @@ pub const CONNECTIONS_MAX: usize = 4096;
 pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long a connection that is being closed is waited for.
 pub const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time, in seconds, for which requests are still served after the service was asked to stop.
+pub const DRAIN_S_MAX: u32 = 60;
 /// How long requests that have arrived are waited for when the service stops.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Items on a page of a list, at most and by default.
