@@ -116,6 +116,8 @@ pub struct Journal {
     pub head_file: PathBuf,
     /// Seconds between signed heads.
     pub head_interval_s: Whole<1, 86_400>,
+    /// Seconds between audits; 0 is never.
+    pub audit_interval_s: Whole<0, 2_678_400>,
 }
 
 /// Section `programmes`.
@@ -548,7 +550,7 @@ mod tests {
         // No key has another default: left out of the file, it is missed.
         let lines: Vec<_> = DEFAULT_TOML.lines().collect();
         let is_key = |line: &str| line.starts_with(|first: char| first.is_ascii_lowercase());
-        assert_eq!(lines.iter().filter(|line| is_key(line)).count(), 20);
+        assert_eq!(lines.iter().filter(|line| is_key(line)).count(), 21);
         for (at, line) in lines.iter().enumerate().filter(|(_, line)| is_key(line)) {
             let without: Vec<_> =
                 lines.iter().enumerate().filter(|(n, _)| *n != at).map(|(_, line)| *line).collect();

@@ -340,7 +340,8 @@ identifier_as_text!(Uscc, as_str);
 // --- Natural persons ---
 
 /// The documents a consumer may show.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
 pub enum IdType {
     /// Resident identity card, 居民身份证.
     ResidentId,

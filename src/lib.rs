@@ -1,4 +1,5 @@
 //! subsidy-pos decides, holds, redeems and takes back trade-in subsidies at the point of sale.
+pub mod audit;
 pub mod auth;
 pub mod book;
 pub mod claim;

@@ -119,6 +119,8 @@ pub const DECODERS: usize = 2;
 pub const KEY_INDEX_SHARDS: usize = 4096;
 /// Claims in one chunk of the state's claim table.
 pub const CLAIM_CHUNK: usize = 16 * 1024;
+/// Claims in one digest of a part of the state: the writer takes less than a millisecond for it.
+pub const DIGEST_CLAIMS_MAX: usize = 256;
 /// Highest per-person limit a programme may set.
 pub const PERSON_LIMIT_MAX: u16 = 100;
 /// Times in a row that a batch is decided again because another process appended first.
@@ -154,6 +156,15 @@ pub const BOOK_WAIT: Duration = Duration::from_secs(1);
 pub const BOOK_QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rows of totals in one answer.
 pub const TOTALS_ROWS_MAX: usize = 10_000;
+
+// --- The audit ---
+
+/// How many times as long as it works the audit rests.
+pub const AUDIT_REST: u32 = 4;
+/// How long after the start the first audit begins at the latest.
+pub const AUDIT_FIRST: Duration = Duration::from_secs(600);
+/// How often the audit asks a ledger that does not answer, once a second.
+pub const AUDIT_TRIES: u32 = 60;
 
 // --- Tokens and rates ---
 

@@ -138,6 +138,10 @@ pub struct Metrics {
     /// Position up to which the book is true.
     pub book_position: Level,
     book_lag_entries: Level,
+    /// Position up to which the last audit found state, book and journal to agree.
+    pub audit_position: Level,
+    /// 1 from an audit that found a difference until one that finds none, else 0.
+    pub audit_difference: Level,
     /// 1 while the shared shield is away and local limits stand alone, else 0.
     shield_degraded: Level,
     shield: Family<ShieldLabels, Level>,
@@ -169,6 +173,8 @@ impl Metrics {
             journal_position: Level::default(),
             book_position: Level::default(),
             book_lag_entries: Level::default(),
+            audit_position: Level::default(),
+            audit_difference: Level::default(),
             shield_degraded: Level::default(),
             shield: Family::default(),
             rate_limited: Counter::default(),
@@ -206,6 +212,12 @@ impl Metrics {
             ("journal_position", "Position of the last durable entry", &metrics.journal_position),
             ("book_position", "Position up to which the book is true", &metrics.book_position),
             ("book_lag_entries", "Entries the book is behind the journal", &metrics.book_lag_entries),
+            (
+                "audit_position",
+                "Position up to which state, book and journal agreed",
+                &metrics.audit_position,
+            ),
+            ("audit_difference", "1 while the last audit found a difference", &metrics.audit_difference),
             ("shield_degraded", "1 while local limits stand alone", &metrics.shield_degraded),
             ("jwks_stale", "1 while the JWKS file is at fault and older keys are used", &metrics.jwks_stale),
         ];
@@ -324,6 +336,8 @@ mod tests {
             "ready",
             "journal_position",
             "book_position",
+            "audit_position",
+            "audit_difference",
             "shield_degraded",
             "rate_limited_total",
             "jwks_reload_failures_total",

@@ -8,7 +8,7 @@ use crate::claim::FundId;
 use crate::heads::SignedHead;
 use crate::journal::{Head, JournalError, Row};
 use crate::ledger::entry::Hash;
-use crate::ledger::state::State;
+use crate::ledger::state::{Part, State};
 use crate::ledger::writer::{self, OpenError};
 use crate::limits;
 
@@ -51,12 +51,96 @@ pub enum Fault {
         /// Why.
         reason: String,
     },
+    /// The state that decides is not a fold of this journal.
+    #[error("the state at position {position} differs from the journal: {part:?}")]
+    State {
+        /// Where.
+        position: u64,
+        /// In which part.
+        part: Part,
+    },
     /// The book is not a fold of this journal.
     #[error("the book differs from the journal: {0}")]
     Book(String),
     /// The signed head does not fit.
     #[error("{0}")]
     Head(String),
+}
+
+/// A journal folded anew from its first entry, every row checked against those before it.
+#[derive(Debug, Default)]
+pub struct Refolded {
+    state: State,
+    totals: Refold,
+}
+
+impl Refolded {
+    /// Folds the row that must come next.
+    ///
+    /// # Errors
+    /// [`Fault::Bad`] where it is another one, its hash is wrong or it does not follow.
+    pub fn fold(&mut self, row: &Row) -> Result<(), Fault> {
+        let position = self.head().position + 1;
+        let bad = |reason: String| Fault::Bad { position, reason };
+        if row.position != position {
+            return Err(bad(format!("the entry is missing; the next one there is {}", row.position)));
+        }
+        let stored = writer::stored(row).map_err(|error: OpenError| bad(error.to_string()))?;
+        self.state.fold(&stored.entry, stored.hash, None).map_err(|error| bad(error.to_string()))?;
+        self.totals.fold(&stored.entry).map_err(|error| bad(error.to_string()))
+    }
+
+    /// The last row folded.
+    pub fn head(&self) -> Head {
+        self.state.head()
+    }
+
+    /// The state there.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The totals there.
+    pub fn totals(&self) -> &Cube {
+        self.totals.cube()
+    }
+
+    /// Compares a book's totals, taken at this position, with what they must be.
+    ///
+    /// # Errors
+    /// [`Fault::Book`] where they differ.
+    pub fn compare_book(&self, book: &Cube) -> Result<(), Fault> {
+        match book.first_difference(self.totals()) {
+            None => Ok(()),
+            Some(difference) => {
+                Err(Fault::Book(format!("at position {}: {difference:?}", self.head().position)))
+            }
+        }
+    }
+
+    /// Compares what the funds say with what the claims on them add up to.
+    ///
+    /// # Errors
+    /// [`Fault::Fund`] where a fund's money is another.
+    pub fn compare_funds(&self) -> Result<(), Fault> {
+        compare_funds(&self.state, self.totals())
+    }
+}
+
+impl Fault {
+    /// What is wrong in a few words that tell nothing about any claim, fund or retailer.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::Journal(_) => "the journal cannot be read".into(),
+            Self::Bad { position, .. } => format!("first bad position of the journal: {position}"),
+            Self::Fund { .. } => "a fund differs from its claims".into(),
+            Self::State { position, .. } => {
+                format!("the state differs from the journal at position {position}")
+            }
+            Self::Book(_) => "the book differs from the journal".into(),
+            Self::Head(_) => "a signed head differs from the journal".into(),
+        }
+    }
 }
 
 /// Verifies the journal that `read` gives (rows after a position, in order, at most so many), a book's
@@ -66,15 +150,13 @@ pub fn verify(
     book: Option<(u64, Cube)>,
     signed: Option<&SignedHead>,
 ) -> Result<Verified, Fault> {
-    let mut state = State::default();
-    let mut totals = Refold::default();
+    let mut journal = Refolded::default();
     let mut book_compared = None;
     let mut head_compared = None;
-    let mut look = |position: u64, hash: Hash, totals: &Refold| -> Result<(), Fault> {
+    let mut look = |journal: &Refolded| -> Result<(), Fault> {
+        let Head { position, hash } = journal.head();
         if let Some((_, cube)) = book.as_ref().filter(|(at, _)| *at == position) {
-            if let Some(difference) = cube.first_difference(totals.cube()) {
-                return Err(Fault::Book(format!("at position {position}: {difference:?}")));
-            }
+            journal.compare_book(cube)?;
             book_compared = Some(position);
         }
         if let Some(signed) = signed.filter(|signed| signed.position == position) {
@@ -88,25 +170,19 @@ pub fn verify(
         }
         Ok(())
     };
-    look(0, Hash::ZERO, &totals)?;
+    look(&journal)?;
     loop {
-        let after = state.head().position;
-        let rows = read(after, limits::JOURNAL_READ_ENTRIES_MAX)?;
+        let rows = read(journal.head().position, limits::JOURNAL_READ_ENTRIES_MAX)?;
         if rows.is_empty() {
             break;
         }
-        for (expected, row) in (after + 1..).zip(&rows) {
-            let bad = |reason: String| Fault::Bad { position: expected, reason };
-            if row.position != expected {
-                return Err(bad(format!("the entry is missing; the next one there is {}", row.position)));
-            }
-            let stored = writer::stored(row).map_err(|error: OpenError| bad(error.to_string()))?;
-            state.fold(&stored.entry, stored.hash, None).map_err(|error| bad(error.to_string()))?;
-            totals.fold(&stored.entry).map_err(|error| bad(error.to_string()))?;
-            look(expected, stored.hash, &totals)?;
+        for row in &rows {
+            journal.fold(row)?;
+            look(&journal)?;
         }
     }
-    compare_funds(&state, totals.cube())?;
+    journal.compare_funds()?;
+    let state = journal.state();
     let head = state.head();
     if let Some(signed) = signed.filter(|_| head_compared.is_none()) {
         return Err(Fault::Bad {

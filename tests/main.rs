@@ -4,6 +4,7 @@
 
 mod support;
 
+mod audit;
 mod authorisation;
 mod batches;
 mod cancellation;
@@ -11,12 +12,15 @@ mod command_line;
 mod crash;
 mod devices;
 mod disk;
+mod documentation;
 mod durability;
 mod funds;
+mod golden;
 mod holds;
 mod idempotency;
 mod lists;
 mod many_processes;
+mod openapi;
 mod operations;
 mod oracle;
 mod overload;

@@ -86,6 +86,57 @@ fn compatible(one: &Fault, other: &Fault) -> bool {
     one.changes.iter().all(|(pointer, _)| other.changes.iter().all(|(taken, _)| pointer != taken))
 }
 
+/// Whether a refusal is by policy: it rests on a rule of a programme, not on the form of the request, the
+/// retailer's own numbers or the money at hand.
+fn is_by_policy(code: &str) -> bool {
+    const RULES: [&str; 11] = [
+        "category-not-eligible",
+        "programme-not-applicable",
+        "region-not-covered",
+        "not-in-force",
+        "sold-at-out-of-range",
+        "price-not-eligible",
+        "condition-not-met",
+        "received-elsewhere",
+        "device-already-subsidised",
+        "trade-in-already-used",
+        "consumer-limit-reached",
+    ];
+    RULES.contains(&code)
+}
+
+/// The clause a refusal names must be one that the programme's own data has, word for word.
+#[track_caller]
+fn must_cite(world: &World, problem: &Value) {
+    let clause = &problem["clause"];
+    assert!(problem["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{problem}");
+    let id = clause["programme"].as_str().unwrap_or_else(|| panic!("no clause: {problem}"));
+    let programme = world.till.get(&format!("/v1/programmes/{id}")).must_be(200);
+    let source = json!({"clause": clause["article"], "basis": clause["basis"]});
+    let has_it = |rule: &Value| rule["clause"] == source["clause"] && rule["basis"] == source["basis"];
+    let rules = programme.as_object().expect("rules").values();
+    let found = rules.flat_map(|rule| [rule, &rule["from"], &rule["to"]]).any(has_it)
+        || (problem["code"] == "received-elsewhere" && clause["basis"] == "choice");
+    assert!(found, "{source} in {programme}");
+}
+
+#[test]
+fn a_refusal_by_policy_names_the_rule_of_the_programme_and_any_other_names_none() {
+    let world = World::new();
+    for fault in world.faults() {
+        let problem = world.send(&[&fault]).must_refuse(fault.code);
+        match is_by_policy(fault.code) {
+            true => must_cite(&world, &problem),
+            false => assert!(problem.get("clause").is_none(), "{problem}"),
+        }
+    }
+    let hold = world.till.claimed(&world.good().held());
+    let taken = json!({"device": world.taken.body["device"]});
+    must_cite(&world, &world.till.act(&hold, "redeem", &taken).must_refuse("device-already-subsidised"));
+    let poor = world.service.sale().category("refrigerator").with("/energy_grade", 2);
+    must_cite(&world, &world.till.claim(&poor).must_refuse("condition-not-met"));
+}
+
 #[test]
 fn of_any_two_faults_the_one_that_comes_first_is_told() {
     let world = World::new();

@@ -121,6 +121,74 @@ fn a_claim_keeps_the_rules_it_was_made_under() {
 }
 
 #[test]
+fn a_hold_longer_than_is_allowed_by_now_still_replays() {
+    let directory = tempfile::tempdir().unwrap();
+    let programmes = copy(directory.path());
+    let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
+    let mut service = Service::start_with(options);
+    let till = service.retailer();
+    let ten_days = |service: &Service| service.sale().held().with("/hold_minutes", 10 * 24 * 60);
+    let hold = ten_days(&service);
+    let first = till.claim_under("long", &hold);
+    first.must_be(201);
+    till.cancel("spent").must_be(200);
+    let file = programmes.join("zj-ai-25.toml");
+    change(&file, "version = 1", "version = 2");
+    change(&file, "[hold_days_max]\nvalue = 15", "[hold_days_max]\nvalue = 5");
+    service.restart();
+
+    let again = till.claim_under("long", &hold);
+    assert_eq!((again.is_replay(), again.text()), (true, first.text()), "what was answered stays answered");
+    let other = ten_days(&service);
+    for key in ["new", "spent", "long"] {
+        assert_eq!(till.claim_under(key, &other).pointers(), ["/hold_minutes"], "before what the key says");
+    }
+    assert_eq!(till.post("/v1/quotes", &other.body).pointers(), ["/hold_minutes"]);
+    let items = json!({"items": [
+        {"idempotency_key": "long", "claim": hold.body},
+        {"idempotency_key": "new", "claim": other.body},
+    ]});
+    let results = till.post("/v1/claims/batch", &items).must_be(200);
+    assert_eq!(results["results"][0]["claim"], first.json());
+    assert_eq!(results["results"][1]["problem"]["errors"][0]["pointer"], "/items/1/claim/hold_minutes");
+    till.claim(&other.with("/hold_minutes", 5 * 24 * 60)).must_be(201);
+}
+
+#[test]
+fn a_programme_that_money_was_set_aside_for_cannot_be_left_out_or_rewritten() {
+    let directory = tempfile::tempdir().unwrap();
+    let programmes = copy(directory.path());
+    let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
+    let mut service = Service::start_with(options);
+    let till = service.retailer();
+    let (file, kept) = (programmes.join("zj-ai-25.toml"), directory.path().join("kept.toml"));
+    let claim = till.claimed(&service.sale());
+    assert!(service.stop().success());
+    let mut must_stay_out = |reason: &str| {
+        let Err(exit) = service.try_start_again() else { panic!("it started") };
+        assert!(exit.output.contains("zj-ai-25") && exit.output.contains(reason), "{}", exit.output);
+        assert!(!exit.output.contains("panicked"), "{}", exit.output);
+    };
+    std::fs::rename(&file, &kept).unwrap();
+    must_stay_out("left out");
+    std::fs::copy(&kept, &file).unwrap();
+    change(&file, "\"0.15\"", "\"0.20\"");
+    must_stay_out("its version is still 1");
+
+    // A programme ends by a version with an earlier last day, and what was made under it stays readable.
+    change(&file, "\"0.20\"", "\"0.15\"");
+    change(&file, "version = 1", "version = 2");
+    change(&file, "\"2027-12-31\"", "\"2026-06-14\"");
+    // One that no fund pays for was never more than a file.
+    std::fs::remove_file(programmes.join("national-digital-2025.toml")).unwrap();
+    service.start_again();
+    assert_eq!(till.look_at(&claim), claim);
+    assert_eq!(till.claimed(&service.sale())["programme"], "national-digital-2026");
+    till.take_back(&claim).must_be(200);
+    service.must_verify();
+}
+
+#[test]
 fn a_malformed_programme_file_stops_the_start_with_its_place() {
     for (from, to) in [
         ("\"0.15\"", "0.15"),

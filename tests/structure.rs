@@ -217,6 +217,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("auth", &["identity", "limits", "secrets", "telemetry", "time"]),
     ("config", &["auth", "limits", "secrets", "telemetry"]),
     ("heads", &["journal", "ledger", "secrets", "time"]),
+    ("audit", &["book", "book::cube", "journal", "ledger", "limits", "verify"]),
     ("verify", &["book::cube", "claim", "heads", "journal", "ledger", "limits", "money"]),
     (
         "http",

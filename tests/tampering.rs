@@ -28,7 +28,7 @@ fn history() -> (Service, u64) {
 }
 
 /// The journal's table, open for a change that its owner would never make.
-fn open(data: &Path) -> Connection {
+pub fn open(data: &Path) -> Connection {
     let connection = Connection::open(data.join("journal.db")).unwrap();
     let triggers: Vec<String> = connection
         .prepare("SELECT name FROM sqlite_master WHERE type = 'trigger'")
@@ -43,12 +43,14 @@ fn open(data: &Path) -> Connection {
     connection
 }
 
-fn row(connection: &Connection, position: u64) -> (Cell, Cell) {
+/// Hash and bytes of a row.
+pub fn row(connection: &Connection, position: u64) -> (Cell, Cell) {
     let query = "SELECT hash, entry FROM journal WHERE position = ?";
     connection.query_row(query, [position as i64], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
 }
 
-fn set(connection: &Connection, position: u64, (hash, entry): &(Cell, Cell)) {
+/// Puts other hash and bytes in a row.
+pub fn set(connection: &Connection, position: u64, (hash, entry): &(Cell, Cell)) {
     let changed = connection.execute(
         "UPDATE journal SET hash = ?, entry = ? WHERE position = ?",
         params![hash, entry, position as i64],
@@ -60,7 +62,8 @@ fn last(connection: &Connection) -> u64 {
     connection.query_row("SELECT max(position) FROM journal", [], |row| row.get::<_, i64>(0)).unwrap() as u64
 }
 
-fn text(entry: &Cell) -> String {
+/// An entry's text.
+pub fn text(entry: &Cell) -> String {
     match entry {
         Cell::Text(text) => text.clone(),
         Cell::Blob(bytes) => String::from_utf8(bytes.clone()).unwrap(),
@@ -68,7 +71,8 @@ fn text(entry: &Cell) -> String {
     }
 }
 
-fn like(cell: &Cell, bytes: Vec<u8>) -> Cell {
+/// A cell of `bytes`, of the kind of `cell`.
+pub fn like(cell: &Cell, bytes: Vec<u8>) -> Cell {
     if matches!(cell, Cell::Text(_)) {
         Cell::Text(String::from_utf8_lossy(&bytes).into_owned())
     } else {
@@ -294,25 +298,11 @@ fn a_cut_tail_and_a_rewritten_one_are_found_against_a_signed_head() {
     assert_eq!(verify(service.data(), &against).status.code(), Some(1));
 }
 
-#[test]
-fn a_tail_rewritten_with_every_hash_made_to_fit_is_found_against_a_signed_head() {
-    let elsewhere = tempfile::tempdir().unwrap();
-    let mut service = Service::start();
-    let till = service.retailer();
-    for _ in 0..10 {
-        till.claimed(&service.sale());
-    }
-    let claim = till.claimed(&service.sale());
-    for _ in 0..5 {
-        till.claimed(&service.sale());
-    }
-    let (head, key, _) = signed_head(&service, elsewhere.path());
-    assert!(service.stop().success());
-    let connection = open(service.data());
-    let from = claim["journal"]["position"].as_u64().unwrap();
+/// Rewrites the claim at `from` and every row after it, with every hash made to fit.
+pub fn forge_from(connection: &Connection, from: u64) {
     let mut before: Option<(String, String)> = None;
-    for position in from..=last(&connection) {
-        let (old_hash, old_entry) = row(&connection, position);
+    for position in from..=last(connection) {
+        let (old_hash, old_entry) = row(connection, position);
         let old = text(&old_entry);
         let mut new = match &before {
             None => old.replacen("\"sale_channel\":\"offline\"", "\"sale_channel\":\"online\"", 1),
@@ -330,9 +320,28 @@ fn a_tail_rewritten_with_every_hash_made_to_fit_is_found_against_a_signed_head()
             Cell::Text(text) => text.clone(),
             other => panic!("{other:?}"),
         };
-        set(&connection, position, &(new_hash, like(&old_entry, std::mem::take(&mut new).into_bytes())));
+        set(connection, position, &(new_hash, like(&old_entry, std::mem::take(&mut new).into_bytes())));
         before = Some((old_hex, new_hex));
     }
+}
+
+#[test]
+fn a_tail_rewritten_with_every_hash_made_to_fit_is_found_against_a_signed_head() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut service = Service::start();
+    let till = service.retailer();
+    for _ in 0..10 {
+        till.claimed(&service.sale());
+    }
+    let claim = till.claimed(&service.sale());
+    for _ in 0..5 {
+        till.claimed(&service.sale());
+    }
+    let (head, key, _) = signed_head(&service, elsewhere.path());
+    assert!(service.stop().success());
+    let connection = open(service.data());
+    let from = claim["journal"]["position"].as_u64().unwrap();
+    forge_from(&connection, from);
     assert!(service.verify(&[]).status.success(), "the forgery fits: {}", said(&service.verify(&[])));
     let output = service.verify(&["--head", &head, "--public-key", &key]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));

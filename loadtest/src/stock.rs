@@ -137,7 +137,7 @@ impl Stock {
                     IdempotencyKey::parse(&format!("sale-{n:016}")).map_err(|fault| anyhow!("{fault:?}"))?;
                 let by = Submitter { retailer, platform: None };
                 let draft = preparation.draft(by, &key, body, rand::random());
-                Ok(Command::Make(Box::new(draft.map_err(|fault| anyhow!("{fault:?}"))?)))
+                Ok(Command::Make(Box::new(draft)))
             })
             .collect()
     }

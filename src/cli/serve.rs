@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use subsidy_pos::audit::{Audit, Finding};
 use subsidy_pos::auth::{self, NewToken, Role, Verifier};
 use subsidy_pos::book::{Book, Feed, Projector};
 use subsidy_pos::claim::FundId;
@@ -212,6 +213,7 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
         config.head_file(),
         Duration::from_secs(config.journal.head_interval_s.get().into()),
     ));
+    let audit = start_audit(config, &app)?;
     println!("subsidy-pos is ready on http://{api_address}");
     println!("for operations: http://{operations_address}");
     if dev {
@@ -225,6 +227,9 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     heads.abort();
     watch.abort();
     let stopped = tokio::task::spawn_blocking(move || {
+        if let Some(audit) = audit {
+            audit.stop();
+        }
         writer.stop();
         projector.stop();
     });
@@ -235,6 +240,29 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     let _ = operations.await;
     tracing::info!(position = ledger.position(), "stopped");
     Ok(())
+}
+
+/// Starts to compare state, book and journal, if that is asked for.
+fn start_audit(config: &Config, app: &App) -> Result<Option<Audit>, Failed> {
+    let interval = Duration::from_secs(config.journal.audit_interval_s.get().into());
+    if interval.is_zero() {
+        return Ok(None);
+    }
+    let (metrics, standing) = (Arc::clone(&app.metrics), Arc::clone(&app.standing));
+    let report = move |finding: Finding| match finding {
+        Finding::Agree { position } => {
+            metrics.audit_position.set(position);
+            metrics.audit_difference.set(0);
+            standing.audited(position);
+        }
+        Finding::Differ(fault) => {
+            metrics.audit_difference.set(1);
+            standing.found(fault.summary());
+        }
+    };
+    let runtime = tokio::runtime::Handle::current();
+    let audit = Audit::start(app.ledger.clone(), Arc::clone(&app.book), interval, runtime, report);
+    audit.map(Some).map_err(|error| failed(format!("the audit could not be started: {error}")))
 }
 
 fn shield(config: &Config, salt: [u8; 16]) -> Result<Arc<dyn Shield>, Failed> {

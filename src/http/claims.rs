@@ -332,7 +332,7 @@ fn unknown_version(view: &ClaimView) -> Problem {
 
 // --- Making ---
 
-fn draft(app: &App, by: Submitter, key: &IdempotencyKey, body: ClaimBody) -> Result<Draft, Fault> {
+fn draft(app: &App, by: Submitter, key: &IdempotencyKey, body: ClaimBody) -> Draft {
     let published = app.ledger.published();
     Preparation { published: &published, hash_keys: &app.hash_keys }.draft(by, key, body, rand::random())
 }
@@ -362,7 +362,7 @@ async fn mark(app: &App, draft: &mut Draft) -> Option<Mark> {
 ))]
 pub async fn make(call: Call<Submitting, Keyed<ClaimBody>>) -> Result<Reply, Problem> {
     let Call { app, role: Submitting(by), body: Keyed { key, body }, .. } = call;
-    let mut draft = draft(&app, by, &key, body)?;
+    let mut draft = draft(&app, by, &key, body);
     let _mark = mark(&app, &mut draft).await;
     let outcome = app.ledger.submit(Command::Make(Box::new(draft))).await?;
     let (at, view) = claim_of(&app, outcome).await?;
@@ -381,13 +381,9 @@ pub async fn batch(call: Call<Submitting, Batch>) -> Result<Reply, Problem> {
     let Call { app, role: Submitting(by), body: Batch { items }, hearer, .. } = call;
     let mut drafts = Vec::with_capacity(items.len());
     let mut drafted: Vec<Result<(), Problem>> = Vec::with_capacity(items.len());
-    for (index, item) in items.into_iter().enumerate() {
-        let inside =
-            |fault: Fault| Fault { pointer: format!("/items/{index}/claim{}", fault.pointer), ..fault };
-        drafted.push(item.map_err(BatchItem::refusal).and_then(|item| {
-            let draft = draft(&app, by.clone(), &item.idempotency_key, item.claim).map_err(inside)?;
-            drafts.push(Box::new(draft));
-            Ok(())
+    for item in items {
+        drafted.push(item.map_err(BatchItem::refusal).map(|item| {
+            drafts.push(Box::new(draft(&app, by.clone(), &item.idempotency_key, item.claim)));
         }));
     }
     let _marks = future::join_all(drafts.iter_mut().map(|draft| mark(&app, draft))).await;
@@ -395,11 +391,12 @@ pub async fn batch(call: Call<Submitting, Batch>) -> Result<Reply, Problem> {
     let mut outcomes = app.ledger.submit_all(commands).await?.into_iter();
     let decided: Vec<Result<ClaimAt, Problem>> = drafted
         .into_iter()
-        .map(|drafted| {
+        .enumerate()
+        .map(|(index, drafted)| {
             drafted.and_then(|()| match outcomes.next() {
                 Some(Ok(Outcome::Claim(at))) => Ok(at),
                 Some(Ok(_)) => Err(unexpected()),
-                Some(Err(failure)) => Err(failure.into()),
+                Some(Err(failure)) => Err(Problem::from(failure).inside(&format!("/items/{index}/claim"))),
                 None => Err(Problem::internal("fewer outcomes than commands")),
             })
         })

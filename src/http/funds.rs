@@ -119,7 +119,6 @@ pub struct Adjustment {
     #[schema(value_type = String, pattern = r"^-?(0|[1-9]\d{0,12})(\.\d{1,2})?$", example = "-5000.00")]
     delta: Fen,
     /// Why.
-    #[schema(inline)]
     reason: AdjustReason,
     /// The document that orders it: 1 to 64 visible characters.
     #[schema(value_type = String, example = "浙财建〔2026〕12号")]

@@ -19,6 +19,16 @@ pub struct Standing {
     stopping: AtomicBool,
     unready: ArcSwapOption<String>,
     single_copy: bool,
+    audit: ArcSwapOption<Audited>,
+}
+
+/// What the last audit came to.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct Audited {
+    /// The journal position up to which state, book and journal agreed; null where none has yet.
+    pub position: Option<u64>,
+    /// What differs, since that position; null where nothing does. The log says it exactly.
+    pub difference: Option<String>,
 }
 
 impl Standing {
@@ -28,7 +38,19 @@ impl Standing {
             stopping: AtomicBool::new(false),
             unready: ArcSwapOption::from_pointee("the process is starting".to_owned()),
             single_copy: !dev,
+            audit: ArcSwapOption::const_empty(),
         }
+    }
+
+    /// State, book and journal agree up to `position`.
+    pub fn audited(&self, position: u64) {
+        self.audit.store(Some(Arc::new(Audited { position: Some(position), difference: None })));
+    }
+
+    /// They do not.
+    pub fn found(&self, difference: String) {
+        let position = self.audit.load().as_ref().and_then(|audited| audited.position);
+        self.audit.store(Some(Arc::new(Audited { position, difference: Some(difference) })));
     }
 
     /// Whether the process differs from what it should be, and in what; what reaches it all the same is
@@ -72,6 +94,9 @@ struct Readiness {
     book: Place,
     /// The shield.
     shield: ShieldState,
+    /// Whether state, book and journal agree.
+    #[schema(value_type = Audited)]
+    audit: Arc<Audited>,
     /// What operators should know all the same.
     notes: Vec<&'static str>,
 }
@@ -122,6 +147,7 @@ fn readiness(app: &App) -> (StatusCode, Readiness) {
         journal: Place { position: app.ledger.position() },
         book: Place { position: app.book.position() },
         shield: ShieldState { used: app.shield.name(), degraded: app.shield.is_degraded() },
+        audit: app.standing.audit.load_full().unwrap_or_default(),
         notes: if app.standing.single_copy { vec![SINGLE_COPY] } else { Vec::new() },
     };
     (code, readiness)

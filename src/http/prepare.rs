@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use smallvec::smallvec;
 
-use super::json::{Fault, Wrong};
 use super::sale::{ClaimBody, SaleBody};
 use crate::claim::{ClaimId, Consumer, Device, Sale, Submitter};
 use crate::identity::{IdempotencyKey, PersonDigest, PersonId, Reference};
@@ -30,18 +29,15 @@ pub struct Preparation<'a> {
 
 impl Preparation<'_> {
     /// The claim to make under `idempotency_key`; `entropy` is random.
-    ///
-    /// # Errors
-    /// A hold longer than the programme that pays allows.
     pub fn draft(
         &self,
         by: Submitter,
         idempotency_key: &IdempotencyKey,
         body: ClaimBody,
         entropy: u128,
-    ) -> Result<Draft, Fault> {
+    ) -> Draft {
         let ClaimBody { mode, order_no, consumer, sale_channel, sale } = &body;
-        let judgement = self.judge(sale)?;
+        let judgement = self.judge(sale);
         let keys = &self.published.keys;
         let order_line = sale.order_line.unwrap_or_default();
         let year = sale.sold_at.year();
@@ -61,7 +57,7 @@ impl Preparation<'_> {
             persons.push(person);
             fingerprints.push(fingerprint);
         }
-        Ok(Draft {
+        Draft {
             mode: *mode,
             hold_minutes: sale.hold_minutes,
             expected_subsidy: sale.expected_subsidy,
@@ -98,15 +94,12 @@ impl Preparation<'_> {
             }),
             accept_programme: body.sale.accept_programme,
             by,
-        })
+        }
     }
 
     /// What `by` would get for a sale, to be judged without making a claim.
-    ///
-    /// # Errors
-    /// As [`Preparation::draft`].
-    pub fn quote(&self, by: &Submitter, sale: SaleBody) -> Result<Quote, Fault> {
-        let judgement = self.judge(&sale)?;
+    pub fn quote(&self, by: &Submitter, sale: SaleBody) -> Quote {
+        let judgement = self.judge(&sale);
         let keys = &self.published.keys;
         let order_line = sale.order_line.unwrap_or_default();
         let year = sale.sold_at.year();
@@ -114,7 +107,8 @@ impl Preparation<'_> {
             let hashed = self.hash_keys.live().map(|hash_key| hash_key.digest(person.identity_bytes()).hash);
             hashed.map(|hash| keys.person(&PersonDigest::new(hash), sale.category.as_str(), year)).collect()
         };
-        Ok(Quote {
+        Quote {
+            hold_minutes: sale.hold_minutes,
             price: sale.price,
             region_code: sale.region_code,
             sold_at: sale.sold_at,
@@ -130,7 +124,7 @@ impl Preparation<'_> {
             judged_at: self.published.activated_at,
             category: sale.category,
             accept_programme: sale.accept_programme,
-        })
+        }
     }
 
     /// The hold to redeem, with the device it is redeemed with.
@@ -154,8 +148,8 @@ impl Preparation<'_> {
     }
 
     /// What the programmes say of a sale.
-    fn judge(&self, sale: &SaleBody) -> Result<Result<Determination, Refused>, Fault> {
-        let judgement = rules::determine(
+    fn judge(&self, sale: &SaleBody) -> Result<Determination, Refused> {
+        rules::determine(
             &self.published.programmes,
             &rules::Sale {
                 category: sale.category.as_str(),
@@ -166,26 +160,8 @@ impl Preparation<'_> {
                 trade_in_value: sale.trade_in.as_ref().map(|trade_in| trade_in.value),
                 accept_programme: sale.accept_programme.as_ref().map(ProgrammeId::as_str),
             },
-        );
-        check_hold(sale.hold_minutes, &judgement)?;
-        Ok(judgement)
+        )
     }
-}
-
-/// Refuses a hold longer than the programme that pays allows. Where none pays there is no such bound,
-/// and no hold either.
-fn check_hold(minutes: Option<u32>, judgement: &Result<Determination, Refused>) -> Result<(), Fault> {
-    let (Some(minutes), Ok(determination)) = (minutes, judgement) else { return Ok(()) };
-    let most = u32::from(determination.chosen().programme.hold_days_max.value) * 24 * 60;
-    if minutes <= most {
-        return Ok(());
-    }
-    let wrong = Wrong::with_texts(
-        "hold-too-long",
-        format!("The programme that pays allows a hold of {most} minutes at most."),
-        format!("所适用的补贴政策最长允许预核销{most}分钟。"),
-    );
-    Err(Fault { pointer: "/hold_minutes".to_owned(), wrong })
 }
 
 #[cfg(test)]
@@ -194,7 +170,7 @@ mod tests {
 
     use super::*;
     use crate::http::extract::Readable;
-    use crate::http::json;
+    use crate::http::json::{self, Fault};
     use crate::identity::Uscc;
     use crate::ledger::KeyRing;
     use crate::money::Fen;
@@ -269,7 +245,7 @@ mod tests {
         let (published, hash_keys) = (published(), hash_keys([("k1", 1), ("k2", 2)]));
         let preparation = Preparation { published: &published, hash_keys: &hash_keys };
         let key = IdempotencyKey::parse("key").unwrap();
-        let draft = preparation.draft(retailer(), &key, claim_of(body).unwrap(), 0).unwrap();
+        let draft = preparation.draft(retailer(), &key, claim_of(body).unwrap(), 0);
         draft.keys.fingerprints[0].1
     }
 
@@ -405,7 +381,7 @@ mod tests {
         let draft = |hash_keys: &HashKeys| {
             let preparation = Preparation { published: &published, hash_keys };
             let key = IdempotencyKey::parse("key").unwrap();
-            preparation.draft(retailer(), &key, claim(&sale()).unwrap(), 0).unwrap()
+            preparation.draft(retailer(), &key, claim(&sale()).unwrap(), 0)
         };
         let (older, newer) =
             (draft(&hash_keys([("k1", 1), ("k2", 2)])), draft(&hash_keys([("k2", 2), ("k1", 1)])));
@@ -427,7 +403,7 @@ mod tests {
         let person = |pointer: &str, value: &str| {
             let body = claim(&with(&sale(), pointer, Some(value.into()))).unwrap();
             let key = IdempotencyKey::parse("key").unwrap();
-            preparation.draft(retailer(), &key, body, 0).unwrap().keys.persons[0]
+            preparation.draft(retailer(), &key, body, 0).keys.persons[0]
         };
         let one = person("/price", "4000");
         assert_eq!(one, person("/sold_at", "2026-01-01T00:00:00+08:00"));
@@ -441,7 +417,7 @@ mod tests {
         let (published, hash_keys) = (published(), hash_keys([("k1", 1), ("k2", 2)]));
         let preparation = Preparation { published: &published, hash_keys: &hash_keys };
         let key = IdempotencyKey::parse("key").unwrap();
-        let draft = preparation.draft(retailer(), &key, claim(&sale()).unwrap(), 5).unwrap();
+        let draft = preparation.draft(retailer(), &key, claim(&sale()).unwrap(), 5);
         let determination = draft.judgement.as_ref().unwrap();
         assert_eq!(determination.chosen().amount, Fen::new(60_000));
         assert_eq!((draft.judged_at, draft.entropy, draft.late), (2, 5, true));
@@ -456,7 +432,7 @@ mod tests {
             "sold_at": "2020-01-01T00:00:00+08:00",
         });
         let quote = quote(&bare).unwrap();
-        let quote = preparation.quote(&retailer(), quote).unwrap();
+        let quote = preparation.quote(&retailer(), quote);
         assert!(matches!(quote.judgement, Err(Refused::NotInForce(_))));
         assert!(quote.order_line.is_none() && quote.persons.is_empty() && quote.device.is_empty());
     }
@@ -471,8 +447,8 @@ mod tests {
         let (published, hash_keys) = (published(), hash_keys([("k1", 1), ("k2", 2)]));
         let preparation = Preparation { published: &published, hash_keys: &hash_keys };
         let key = IdempotencyKey::parse("key").unwrap();
-        let draft = preparation.draft(retailer(), &key, claim(&sale()).unwrap(), 0).unwrap();
-        let quote = preparation.quote(&retailer(), quote(&sale()).unwrap()).unwrap();
+        let draft = preparation.draft(retailer(), &key, claim(&sale()).unwrap(), 0);
+        let quote = preparation.quote(&retailer(), quote(&sale()).unwrap());
         assert_eq!(quote.persons, draft.keys.persons);
         assert_eq!(quote.device, draft.keys.device);
         assert_eq!(quote.order_line, Some(draft.keys.order_line));
@@ -534,17 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_lasts_no_longer_than_the_programme_that_pays_allows() {
-        let (published, hash_keys) = (published(), hash_keys([("k1", 1), ("k2", 2)]));
-        let preparation = Preparation { published: &published, hash_keys: &hash_keys };
-        let longest = 15 * 24 * 60;
-        let draft = |minutes: u32| {
-            let body = claim(&with(&hold(), "/hold_minutes", Some(minutes.into()))).unwrap();
-            preparation.draft(retailer(), &IdempotencyKey::parse("key").unwrap(), body, 0)
-        };
-        assert_eq!(draft(longest).unwrap().hold_minutes, Some(longest));
-        let fault = draft(longest + 1).unwrap_err();
-        assert_eq!((fault.pointer.as_str(), fault.wrong.code), ("/hold_minutes", "hold-too-long"));
+    fn a_hold_needs_no_device_and_lasts_a_minute_at_least() {
         assert_eq!(faults(&with(&hold(), "/hold_minutes", Some(json!(0))))[0].1, "out-of-range");
         assert!(claim(&with(&hold(), "/device", None)).is_ok(), "a hold needs no device");
     }

@@ -21,7 +21,7 @@ use crate::journal::JournalError;
 use crate::ledger::command::Alternative;
 use crate::ledger::{Failure, Refusal};
 use crate::programme::{Basis, Parameter, Programme, Reference};
-use crate::rules::Refused;
+use crate::rules::{Cited, Refused};
 use crate::shield::Admission;
 
 /// The languages errors are told in.
@@ -484,10 +484,26 @@ impl Problem {
         self
     }
 
+    /// The same with its faults' pointers below `place`: what was read on its own stands inside of that.
+    pub fn inside(mut self, place: &str) -> Self {
+        for fault in &mut self.0.faults {
+            fault.pointer.insert_str(0, place);
+        }
+        self
+    }
+
     /// The same with the clause it rests on.
     pub fn with_clause(mut self, clause: Clause) -> Self {
         self.0.clause = Some(clause);
         self
+    }
+
+    /// The same with the rule it rests on, if one is known.
+    fn citing(self, cited: Option<&Cited>) -> Self {
+        match cited {
+            Some(cited) => self.with_clause(Clause::new(&cited.programme, &cited.reference)),
+            None => self,
+        }
     }
 
     /// The same with what else could pay.
@@ -625,6 +641,7 @@ impl From<Refusal> for Problem {
         let code = match &refusal {
             Refusal::HashKeyMissing => Code::LedgerUnavailable,
             Refusal::RequestInProgress => Code::RequestInProgress,
+            Refusal::HoldTooLong { .. } => Code::InvalidRequest,
             Refusal::IdempotencyKeyReused => Code::IdempotencyKeyReused,
             Refusal::CancelledBeforeArrival => Code::CancelledBeforeArrival,
             Refusal::Cancelled => Code::Cancelled,
@@ -638,11 +655,11 @@ impl From<Refusal> for Problem {
             Refusal::Policy(Refused::NotInForce(_)) => Code::NotInForce,
             Refusal::Policy(Refused::PriceNotEligible(_)) => Code::PriceNotEligible,
             Refusal::Policy(Refused::ConditionNotMet(_)) => Code::ConditionNotMet,
-            Refusal::SoldAtOutOfRange => Code::SoldAtOutOfRange,
+            Refusal::SoldAtOutOfRange(_) => Code::SoldAtOutOfRange,
             Refusal::ReceivedElsewhere { .. } => Code::ReceivedElsewhere,
             Refusal::OrderLineAlreadyClaimed => Code::OrderLineAlreadyClaimed,
-            Refusal::DeviceAlreadySubsidised => Code::DeviceAlreadySubsidised,
-            Refusal::TradeInAlreadyUsed => Code::TradeInAlreadyUsed,
+            Refusal::DeviceAlreadySubsidised(_) => Code::DeviceAlreadySubsidised,
+            Refusal::TradeInAlreadyUsed(_) => Code::TradeInAlreadyUsed,
             Refusal::ConsumerLimitReached { .. } => Code::ConsumerLimitReached,
             Refusal::FundNotOpen { .. } => Code::FundNotOpen,
             Refusal::FundFrozen { .. } => Code::FundFrozen,
@@ -658,10 +675,12 @@ impl From<Refusal> for Problem {
         };
         let problem = Self::new(code);
         match refusal {
-            Refusal::Policy(refused) => match refused.cited() {
-                Some(cited) => problem.with_clause(Clause::new(&cited.programme, &cited.reference)),
-                None => problem,
-            },
+            Refusal::HoldTooLong { minutes_max } => Self::fault("/hold_minutes", hold_too_long(minutes_max)),
+            Refusal::Policy(refused) => problem.citing(refused.cited()),
+            Refusal::SoldAtOutOfRange(cited) | Refusal::TradeInAlreadyUsed(cited) => {
+                problem.citing(Some(&cited))
+            }
+            Refusal::DeviceAlreadySubsidised(cited) => problem.citing(cited.as_ref()),
             Refusal::ClaimStateConflict { status } => problem.with_detail(Text {
                 en: format!(
                     "The claim is {}; that, or what it was made with, does not allow this.",
@@ -691,6 +710,14 @@ impl From<Refusal> for Problem {
             _ => problem,
         }
     }
+}
+
+fn hold_too_long(minutes_max: u32) -> Wrong {
+    Wrong::with_texts(
+        "hold-too-long",
+        format!("The programme that pays allows a hold of {minutes_max} minutes at most."),
+        format!("所适用的补贴政策最长允许预核销{minutes_max}分钟。"),
+    )
 }
 
 impl Problem {

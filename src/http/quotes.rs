@@ -4,7 +4,6 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::extract::{Call, Hearer, Json, Submitting};
-use super::json::Fault;
 use super::prepare::Preparation;
 use super::problem::{Problem, ProblemBody};
 use super::sale::SaleBody;
@@ -58,10 +57,10 @@ fn reply(price: Fen, quoted: &Quoted, hearer: &Hearer) -> Result<Reply, Problem>
     })
 }
 
-fn command(app: &App, by: &Submitter, sale: SaleBody) -> Result<Command, Fault> {
+fn command(app: &App, by: &Submitter, sale: SaleBody) -> Command {
     let published = app.ledger.published();
     let preparation = Preparation { published: &published, hash_keys: &app.hash_keys };
-    Ok(Command::Quote(Box::new(preparation.quote(by, sale)?)))
+    Command::Quote(Box::new(preparation.quote(by, sale)))
 }
 
 /// Ask for a quote
@@ -74,7 +73,7 @@ fn command(app: &App, by: &Submitter, sale: SaleBody) -> Result<Command, Fault> 
 pub async fn quote(call: Call<Submitting, Json<SaleBody>>) -> Result<Reply, Problem> {
     let Call { app, role: Submitting(by), body: Json(sale), hearer, .. } = call;
     let price = sale.price;
-    match app.ledger.submit(command(&app, &by, sale)?).await? {
+    match app.ledger.submit(command(&app, &by, sale)).await? {
         Outcome::Quote(quoted) => reply(price, &quoted, &hearer),
         _ => Err(Problem::internal("the outcome is of another kind than the command")),
     }

@@ -63,10 +63,8 @@ pub struct ReceivedElsewhere {
 #[schema(as = ConsumerDocument)]
 #[expect(dead_code, reason = "only described: what is read of it is a PersonId at once")]
 struct Document {
-    /// `resident_id`, `hmt_residence_permit`, `foreign_permanent_resident`, `hm_travel_permit` or
-    /// `tw_travel_permit`.
-    #[schema(example = "resident_id")]
-    id_type: String,
+    /// The kind of document.
+    id_type: IdType,
     /// Its number.
     #[schema(example = "11010519491231002X")]
     id_number: String,

@@ -110,7 +110,6 @@ struct Device<'a> {
 #[derive(Debug, Serialize, ToSchema)]
 struct Consumer {
     /// The kind of document.
-    #[schema(value_type = String, example = "resident_id")]
     id_type: IdType,
 }
 

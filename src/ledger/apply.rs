@@ -13,13 +13,13 @@ use super::entry::{
     Balance, ClaimKeys, ClaimMade, ClaimMoved, Event, FundAdjusted, FundDelta, FundOpened, Judged, Key,
     ProgrammeFile,
 };
-use super::state::{ClaimIx, ClaimRecord, Fund, FundIx, Request, State, activating};
+use super::state::{ClaimIx, ClaimRecord, Fund, FundIx, Part, Request, State, activating};
 use crate::claim::{ClaimId, Device, FundId, Mode, Status, Submitter};
 use crate::identity::RegionCode;
 use crate::limits;
 use crate::money::Fen;
-use crate::programme::EntitlementOnReturn;
-use crate::rules::{self, Considered, Determination};
+use crate::programme::{EntitlementOnReturn, Programme, ProgrammeSet};
+use crate::rules::{self, Cited, Considered, Determination};
 use crate::time::Timestamp;
 
 /// What is to be done about a command.
@@ -60,6 +60,8 @@ pub enum Answer {
     Done,
     /// A digest of the state.
     Digest,
+    /// A digest of a part of the state.
+    DigestOf(Part),
 }
 
 impl From<Refusal> for Decision {
@@ -119,6 +121,7 @@ pub fn decide(state: &State, command: &Command, now: Timestamp) -> Decision {
         },
         Command::Look => Ok(Answer::Done.into()),
         Command::Digest => Ok(Answer::Digest.into()),
+        Command::DigestOf(part) => Ok(Answer::DigestOf(*part).into()),
     };
     decided.unwrap_or_else(|decision| decision)
 }
@@ -161,11 +164,11 @@ fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
     if state.hash_keys().iter().any(|(hash_key, check)| draft.hash_keys.get(hash_key) != Some(check)) {
         return Err(Refusal::HashKeyMissing.into());
     }
-    match state.request(&keys.request, now) {
-        Request::Unknown if draft.is_twin => return Err(Refusal::RequestInProgress.into()),
-        Request::Unknown => {}
-        Request::Spent => return Err(Refusal::CancelledBeforeArrival.into()),
-        Request::Claim(ix) => return replay(state, draft, ix),
+    let request = state.request(&keys.request, now);
+    if let Request::Claim(ix) = request
+        && let Some(replay) = replay(state, draft, ix)?
+    {
+        return Ok(replay);
     }
     let judged_again;
     let judgement = if draft.judged_at == state.activated_at() {
@@ -174,6 +177,13 @@ fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
         judged_again = rules::determine(state.programmes().current(), &draft_sale(draft));
         &judged_again
     };
+    check_hold(draft.hold_minutes, judgement)?;
+    match request {
+        Request::Unknown if draft.is_twin => return Err(Refusal::RequestInProgress.into()),
+        Request::Unknown => {}
+        Request::Spent => return Err(Refusal::CancelledBeforeArrival.into()),
+        Request::Claim(_) => return Err(Refusal::IdempotencyKeyReused.into()),
+    }
     if let Err(refused) = judgement
         && refused.before_window()
     {
@@ -182,7 +192,14 @@ fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
     if let Some(late_until) = rules::late_until(judgement)
         && !rules::window(now, draft.sale.sold_at, draft.late, late_until)
     {
-        return Err(Refusal::SoldAtOutOfRange.into());
+        return Err(match judgement {
+            Ok(determination) => out_of_range(&determination.chosen().programme),
+            Err(refused) => match refused.cited() {
+                Some(cited) => out_of_range(&cited.programme),
+                None => Refusal::Policy(refused.clone()),
+            },
+        }
+        .into());
     }
     let determination = judgement.as_ref().map_err(|refused| Refusal::Policy(refused.clone()))?;
     let sale = &draft.sale;
@@ -231,16 +248,25 @@ fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
     }))))
 }
 
-/// The key stands for a claim: the same content gets the creating answer, or learns what became of it.
-fn replay(state: &State, draft: &Draft, ix: ClaimIx) -> Deciding {
+/// The key stands for a claim: the same content gets the creating answer, or learns what became of it,
+/// whatever the rules are by now. `None` for other content.
+fn replay(state: &State, draft: &Draft, ix: ClaimIx) -> Deciding<Option<Decision>> {
     let record = known(state, ix)?;
     if !draft.keys.fingerprints.iter().any(|(_, fingerprint)| record.fingerprint_is(fingerprint)) {
-        return Err(Refusal::IdempotencyKeyReused.into());
+        return Ok(None);
     }
     if record.status() == Status::Cancelled {
         return Err(Refusal::Cancelled.into());
     }
-    Ok(Answer::Claim(record.made()).into())
+    Ok(Some(Answer::Claim(record.made()).into()))
+}
+
+/// Refuses a hold longer than the programme that pays allows. Where none pays there is no such bound,
+/// and no hold either.
+fn check_hold(minutes: Option<u32>, judgement: &Result<Determination, rules::Refused>) -> Deciding<()> {
+    let (Some(minutes), Ok(determination)) = (minutes, judgement) else { return Ok(()) };
+    let minutes_max = u32::from(determination.chosen().programme.hold_days_max.value) * 24 * 60;
+    if minutes > minutes_max { Err(Refusal::HoldTooLong { minutes_max }.into()) } else { Ok(()) }
 }
 
 fn draft_sale(draft: &Draft) -> rules::Sale<'_> {
@@ -267,6 +293,14 @@ fn judged(considered: &Considered) -> Judged {
     }
 }
 
+fn out_of_range(programme: &Arc<Programme>) -> Refusal {
+    Refusal::SoldAtOutOfRange(Cited::new(programme, &programme.deciding_date.reference))
+}
+
+fn already_subsidised(programme: &Arc<Programme>) -> Cited {
+    Cited::new(programme, &programme.overlap.reference)
+}
+
 /// Everything about a claim that the state decides: keys, limits and money.
 fn payable<'s, 'd>(
     state: &'s State,
@@ -282,11 +316,14 @@ fn payable<'s, 'd>(
     if taken(state, asked.order_line, now, dead)? {
         return Err(Refusal::OrderLineAlreadyClaimed.into());
     }
+    let programme = &chosen.programme;
     if taken(state, asked.device, now, dead)? {
-        return Err(Refusal::DeviceAlreadySubsidised.into());
+        return Err(Refusal::DeviceAlreadySubsidised(Some(already_subsidised(programme))).into());
     }
     if taken(state, asked.trade_in, now, dead)? {
-        return Err(Refusal::TradeInAlreadyUsed.into());
+        return Err(
+            Refusal::TradeInAlreadyUsed(Cited::new(programme, &programme.trade_in_value.reference)).into()
+        );
     }
     if let Some(limit) = reached_limit(state, chosen, asked, now, dead)? {
         return Err(Refusal::ConsumerLimitReached { programme: Arc::clone(&chosen.programme), limit }.into());
@@ -436,6 +473,9 @@ fn quote(state: &State, quote: &Quote, now: Timestamp) -> Decision {
         );
         &judged_again
     };
+    if let Err(refused) = check_hold(quote.hold_minutes, judgement) {
+        return refused;
+    }
     let determination = match judgement {
         Ok(determination) => determination,
         Err(refused) => return Answer::Quote(None, Some(Refusal::Policy(refused.clone()))).into(),
@@ -511,11 +551,12 @@ fn redeem(state: &State, asked: &Redeem, now: Timestamp) -> Deciding {
             (None, SmallVec::new())
         }
     };
-    if taken(state, &takes, now, Dead::Expire)? {
-        return Err(Refusal::DeviceAlreadySubsidised.into());
-    }
     let subsidy = record.subsidy();
     let fund = state.fund(record.fund()).ok_or(Decision::TryAgain)?;
+    if taken(state, &takes, now, Dead::Expire)? {
+        let programme = state.programmes().current().get(fund.programme.as_str());
+        return Err(Refusal::DeviceAlreadySubsidised(programme.map(already_subsidised)).into());
+    }
     Ok(Decision::Enter(Event::ClaimMoved(Arc::new(ClaimMoved {
         device,
         invoice_no: asked.invoice_no.clone(),
@@ -714,10 +755,25 @@ fn switch_fund(
     Ok(Decision::Enter(Event::FundSwitched { fund_id: id.clone(), frozen, by: Arc::clone(by) }))
 }
 
+/// The set that applies may grow and change by higher versions, but it keeps every programme that money
+/// was set aside for: claims rest on it, sales of its time may still be sent in, and whoever reads them
+/// must find its rules. It ends by a version with an earlier last day, not by being left out.
 fn activate(state: &State, files: &[ProgrammeFile]) -> Deciding {
     match activating(state.programmes(), files) {
         Ok(history) if history.current() == state.programmes().current() => Ok(Answer::Done.into()),
-        Ok(_) => Ok(Decision::Enter(Event::ProgrammesActivated { files: files.to_vec() })),
+        Ok(history) => match orphan(state, history.current()) {
+            Some(fund) => Err(Refusal::ActivationRefused(format!(
+                "programme {} is left out, but fund {} pays for it; to end it, give it a version with an earlier in_force.to",
+                fund.programme, fund.id
+            ))
+            .into()),
+            None => Ok(Decision::Enter(Event::ProgrammesActivated { files: files.to_vec() })),
+        },
         Err(reason) => Err(Refusal::ActivationRefused(reason).into()),
     }
+}
+
+/// A fund whose programme `set` does not have.
+fn orphan<'s>(state: &'s State, set: &ProgrammeSet) -> Option<&'s Fund> {
+    state.funds().iter().find(|fund| set.get(fund.programme.as_str()).is_none())
 }

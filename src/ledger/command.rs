@@ -6,11 +6,12 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::entry::{Balance, ClaimMade, ClaimMoved, Entry, Event, FundOpened, Hash, Key, ProgrammeFile};
+use super::state::Part;
 use crate::claim::{AdjustReason, ClaimId, Device, FundId, Mode, ReturnReason, Sale, Status, Submitter};
 use crate::identity::{Reference, RegionCode};
 use crate::money::Fen;
 use crate::programme::{Programme, ProgrammeId};
-use crate::rules::{Determination, Refused};
+use crate::rules::{Cited, Determination, Refused};
 use crate::time::{Day, Timestamp};
 
 /// A request to the ledger. Everything that can be computed without the state is in it already.
@@ -79,6 +80,8 @@ pub enum Command {
     Look,
     /// A digest of the whole state, for comparing processes; takes time in proportion to it.
     Digest,
+    /// A digest of a part of the state, and the position it is true at.
+    DigestOf(Part),
 }
 
 /// A claim to make.
@@ -149,6 +152,8 @@ pub struct Quote {
     pub trade_in_value: Option<Fen>,
     /// The only programme to judge under.
     pub accept_programme: Option<ProgrammeId>,
+    /// Minutes a hold would last; `None` for the default.
+    pub hold_minutes: Option<u32>,
     /// What the till shows.
     pub expected_subsidy: Option<Fen>,
     /// Whether any subsidy received elsewhere was named.
@@ -255,7 +260,7 @@ pub enum Outcome {
     FundReplay(u64),
     /// Done, and there is nothing to say.
     Done,
-    /// A digest of the state at a position.
+    /// A digest of the state, or of the part asked for, at a position.
     Digest {
         /// The position.
         position: u64,
@@ -344,6 +349,11 @@ pub enum Refusal {
     HashKeyMissing,
     /// The same request is being decided by another process.
     RequestInProgress,
+    /// The hold is longer than the programme that pays allows.
+    HoldTooLong {
+        /// The longest hold it allows, in minutes.
+        minutes_max: u32,
+    },
     /// The idempotency key was used with other content.
     IdempotencyKeyReused,
     /// The key was cancelled before its claim arrived.
@@ -363,8 +373,8 @@ pub enum Refusal {
     DeviceRequired,
     /// No programme applies; before or after the window of `sold_at` as the rule says.
     Policy(Refused),
-    /// The sale lies too far back or ahead.
-    SoldAtOutOfRange,
+    /// The sale lies too far back or ahead; the rule is the one that makes its date decide.
+    SoldAtOutOfRange(Cited),
     /// A subsidy was received elsewhere.
     ReceivedElsewhere {
         /// Whose rule it is that nothing is paid on top of it.
@@ -372,10 +382,11 @@ pub enum Refusal {
     },
     /// The order line has a live claim.
     OrderLineAlreadyClaimed,
-    /// The device has a live claim.
-    DeviceAlreadySubsidised,
-    /// The old device serves a live claim.
-    TradeInAlreadyUsed,
+    /// The device has a live claim; the rule is that an item is subsidised once. Nothing is cited where
+    /// the programme of a hold to redeem applies no more.
+    DeviceAlreadySubsidised(Option<Cited>),
+    /// The old device serves a live claim; the rule is what the programme says of old devices.
+    TradeInAlreadyUsed(Cited),
     /// The person has had what the programme allows.
     ConsumerLimitReached {
         /// Whose limit.

@@ -533,56 +533,160 @@ impl State {
         records.get(records.len.checked_sub(1)?).map(|record| record.id)
     }
 
-    /// A digest of everything in the state, the same for the same journal on every backend, machine and
-    /// restart. Takes time in proportion to the state. It also looks every held key up in the index, so
-    /// that an index that lost one shows.
+    /// A digest of everything in the state, the same for the same journal on every backend, machine,
+    /// restart and version of this program. Takes time in proportion to the state. It also looks every
+    /// held key up in the index, so that an index that lost one shows.
     pub fn digest(&self) -> Hash {
-        let mut context = digest::Context::new(&digest::SHA256);
-        let mut text = |part: &str| {
-            context.update(&(part.len() as u64).to_be_bytes());
-            context.update(part.as_bytes());
-        };
-        text(&format!("{:?} {:?} {:?} {}", self.head, self.at, self.journal_id, self.activated_at));
-        text(&format!("{:?} {:?} {:?}", self.hash_keys, self.spent, self.officer_requests));
-        for fund in &self.funds {
-            text(&format!("{fund:?}"));
-        }
-        let mut index_is_whole = true;
-        let mut held = 0;
+        let mut digest = Digest::default();
+        self.put_rest(&mut digest);
         for (number, record) in self.claims.records.iter().enumerate() {
-            let mut bytes: SmallVec<[u8; 256]> = SmallVec::new();
-            bytes.extend_from_slice(record.id.bytes());
-            bytes.extend_from_slice(&record.fingerprint);
-            bytes.extend_from_slice(&record.made);
-            bytes.extend_from_slice(&record.last);
-            bytes.extend_from_slice(&record.until);
-            bytes.extend_from_slice(&record.subsidy_fen.to_be_bytes());
-            bytes.extend_from_slice(&record.fund.to_be_bytes());
-            bytes.extend_from_slice(&record.held.to_be_bytes());
-            bytes.push(record.keys_len);
-            bytes.extend_from_slice(&[u8::from(record.return_restores), u8::from(record.has_trade_in)]);
-            bytes.extend_from_slice(record.status.name().as_bytes());
-            if let Some(submitter) = self.submitters.get(record.submitter as usize) {
-                bytes.extend_from_slice(submitter.retailer.as_str().as_bytes());
-                bytes.extend_from_slice(submitter.platform.as_deref().unwrap_or_default().as_bytes());
-            }
-            for place in 0..usize::from(record.keys_len) {
-                let Some(key) = self.claims.key(record, place) else { continue };
-                bytes.extend_from_slice(key.bytes());
-                if record.holds(place) {
-                    held += 1;
-                    let slot = Slot::new(ClaimIx(number as u32), place);
-                    index_is_whole &= self.slots(key).any(|found| found == slot);
-                }
-            }
-            let live_hold = record.status != Status::Held
-                || self.holds.contains(&(record.until(), ClaimIx(number as u32)));
-            index_is_whole &= live_hold;
-            context.update(&bytes);
+            self.put_claim(number, record, &mut digest);
         }
-        index_is_whole &= held == self.taken_count;
-        context.update(&[u8::from(index_is_whole)]);
-        Hash::from_slice(context.finish().as_ref()).unwrap_or(Hash::ZERO)
+        let index_is_whole = digest.index_is_whole && digest.held == self.taken_count;
+        digest.number(u64::from(index_is_whole));
+        digest.finish()
+    }
+
+    /// A digest of one part of the state; takes no longer than [`limits::DIGEST_CLAIMS_MAX`] claims do.
+    pub fn digest_of(&self, part: Part) -> Hash {
+        let mut digest = Digest::default();
+        match part {
+            Part::Rest => {
+                self.put_rest(&mut digest);
+                digest.number(self.claims.records.len as u64);
+                digest.number(self.taken_count);
+                digest.number(self.holds.len() as u64);
+            }
+            Part::Claims { first } => {
+                for number in first..first.saturating_add(limits::DIGEST_CLAIMS_MAX) {
+                    let Some(record) = self.claims.records.get(number) else { break };
+                    self.put_claim(number, record, &mut digest);
+                }
+                digest.number(u64::from(digest.index_is_whole));
+            }
+        }
+        digest.finish()
+    }
+
+    /// Everything but the claims.
+    fn put_rest(&self, digest: &mut Digest) {
+        digest.number(self.head.position);
+        digest.bytes(self.head.hash.bytes());
+        digest.time(self.at);
+        digest.bytes(self.journal_id.as_ref().map_or(&[], |id| id.bytes().as_slice()));
+        digest.number(self.activated_at);
+        digest.number(self.hash_keys.len() as u64);
+        for (key, check) in &self.hash_keys {
+            digest.text(key);
+            digest.text(check);
+        }
+        digest.number(self.spent.len() as u64);
+        for (key, until) in &self.spent {
+            digest.bytes(key.bytes());
+            digest.time(*until);
+        }
+        digest.number(self.officer_requests.len() as u64);
+        for (key, (position, fingerprint)) in &self.officer_requests {
+            digest.bytes(key.bytes());
+            digest.number(*position);
+            digest.bytes(fingerprint.bytes());
+        }
+        for fund in &self.funds {
+            let Balance { budget, held, redeemed, frozen } = fund.balance;
+            digest.text(fund.id.as_str());
+            digest.text(fund.programme.as_str());
+            digest.text(fund.region_code.as_str());
+            for day in [fund.from, fund.to] {
+                digest.bytes(&day.number().to_be_bytes());
+            }
+            for fen in [budget, held, redeemed] {
+                digest.bytes(&fen.get().to_be_bytes());
+            }
+            digest.number(u64::from(frozen));
+        }
+    }
+
+    /// The `number`th claim with its keys, each of which must be in the index if it is held.
+    fn put_claim(&self, number: usize, record: &ClaimRecord, digest: &mut Digest) {
+        let mut bytes: SmallVec<[u8; 256]> = SmallVec::new();
+        bytes.extend_from_slice(record.id.bytes());
+        bytes.extend_from_slice(&record.fingerprint);
+        bytes.extend_from_slice(&record.made);
+        bytes.extend_from_slice(&record.last);
+        bytes.extend_from_slice(&record.until);
+        bytes.extend_from_slice(&record.subsidy_fen.to_be_bytes());
+        bytes.extend_from_slice(&record.fund.to_be_bytes());
+        bytes.extend_from_slice(&record.held.to_be_bytes());
+        bytes.push(record.keys_len);
+        bytes.extend_from_slice(&[u8::from(record.return_restores), u8::from(record.has_trade_in)]);
+        bytes.extend_from_slice(record.status.name().as_bytes());
+        if let Some(submitter) = self.submitters.get(record.submitter as usize) {
+            bytes.extend_from_slice(submitter.retailer.as_str().as_bytes());
+            bytes.extend_from_slice(submitter.platform.as_deref().unwrap_or_default().as_bytes());
+        }
+        let claim = ClaimIx(number as u32);
+        for place in 0..usize::from(record.keys_len) {
+            let Some(key) = self.claims.key(record, place) else { continue };
+            bytes.extend_from_slice(key.bytes());
+            if record.holds(place) {
+                digest.held += 1;
+                let slot = Slot::new(claim, place);
+                digest.index_is_whole &= self.slots(key).any(|found| found == slot);
+            }
+        }
+        digest.index_is_whole &=
+            record.status != Status::Held || self.holds.contains(&(record.until(), claim));
+        digest.context.update(&bytes);
+    }
+}
+
+/// A part of the state, for comparing two of them piece by piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// Everything but the claims, and how many of those there are.
+    Rest,
+    /// At most [`limits::DIGEST_CLAIMS_MAX`] claims.
+    Claims {
+        /// The first of them, in the order of making.
+        first: usize,
+    },
+}
+
+/// What a digest is made of, in bytes that do not depend on how this program keeps it.
+struct Digest {
+    context: digest::Context,
+    /// Keys held by the claims put in.
+    held: u64,
+    /// Whether the index has each of them.
+    index_is_whole: bool,
+}
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self { context: digest::Context::new(&digest::SHA256), held: 0, index_is_whole: true }
+    }
+}
+
+impl Digest {
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.context.update(bytes);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.number(text.len() as u64);
+        self.bytes(text.as_bytes());
+    }
+
+    fn number(&mut self, number: u64) {
+        self.bytes(&number.to_be_bytes());
+    }
+
+    fn time(&mut self, at: Timestamp) {
+        self.bytes(&at.ms().to_be_bytes());
+    }
+
+    fn finish(self) -> Hash {
+        Hash::from_slice(self.context.finish().as_ref()).unwrap_or(Hash::ZERO)
     }
 }
 

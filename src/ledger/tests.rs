@@ -12,7 +12,7 @@ use super::KeyRing;
 use super::apply::{self, Decision};
 use super::command::*;
 use super::entry::{Algorithm, Effects, Entry, Event, Hash, Key, ProgrammeFile, VERSION};
-use super::state::{State, Undo};
+use super::state::{Part, State, Undo};
 use super::writer::{Ledger, Observer, Writer};
 use crate::claim::*;
 use crate::clock::Clock;
@@ -273,6 +273,29 @@ fn while_the_journal_cannot_be_read_nothing_is_answered_and_then_everything_is()
 }
 
 #[test]
+fn a_command_whose_entry_cannot_be_folded_fails_alone() {
+    let memory = Memory::default();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(600_000)).unwrap();
+    let mut impossible = draft(2, 2, 2, Mode::Redeem, Clock::default().now());
+    // More keys than a claim can have; no request gets as far as this.
+    impossible.keys.device = (0..20).map(|number| Key::new([number + 100; 16])).collect();
+    let commands =
+        vec![make(1, 1, 1, Mode::Redeem), Command::Make(Box::new(impossible)), make(3, 3, 3, Mode::Redeem)];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let outcomes = runtime.block_on(ledger.submit_all(commands)).unwrap();
+    assert!(matches!(outcomes[1], Err(Failure::Unavailable)), "{outcomes:?}");
+    let made = [claim_at(outcomes[0].clone()), claim_at(outcomes[2].clone())];
+    assert_eq!(made[1].position, made[0].position + 1, "those beside it are made");
+    let before = digest(&ledger);
+    writer.stop();
+    let (again, writer) = open(&memory, Clock::default());
+    assert_eq!(digest(&again), before, "and nothing of it is left behind");
+    writer.stop();
+}
+
+#[test]
 fn two_writers_on_one_journal_never_claim_a_device_twice_and_their_folds_agree() {
     let memory = Memory::default();
     let (one, first) = open(&memory, Clock::default());
@@ -317,6 +340,34 @@ fn a_dead_hold_is_expired_by_whoever_wants_its_device() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     assert_eq!(runtime.block_on(ledger.view(&at)).unwrap().status(), Status::Expired);
     writer.stop();
+}
+
+#[test]
+fn a_difference_in_one_claim_shows_in_the_digest_of_its_part_alone() {
+    let mut state = State::default();
+    let now = Timestamp::parse("2026-06-01T10:00:00+08:00").unwrap();
+    let (mut undo, mut entries) = (Undo::default(), Vec::new());
+    for event in
+        [Event::JournalOpened { journal_id: JOURNAL_ID }, Event::ProgrammesActivated { files: shipped() }]
+    {
+        enter(&mut state, event, now, &mut undo, &mut entries);
+    }
+    step(&mut state, &fund(100_000_000), now, &mut undo, &mut entries);
+    let count = crate::limits::DIGEST_CLAIMS_MAX as u64 + 10;
+    for number in 0..count {
+        let hold = Command::Make(Box::new(draft(number, number, number, Mode::Hold, now)));
+        step(&mut state, &hold, now, &mut undo, &mut entries);
+    }
+    let last = state.last_claim_id().unwrap();
+    let (one, two) = (Part::Claims { first: 0 }, Part::Claims { first: crate::limits::DIGEST_CLAIMS_MAX });
+    let before = [one, two, Part::Rest].map(|part| state.digest_of(part));
+    let release = Command::Release { by: Submitter { retailer: retailer(), platform: None }, claim_id: last };
+    step(&mut state, &release, now, &mut undo, &mut entries);
+    let after = [one, two, Part::Rest].map(|part| state.digest_of(part));
+    assert_eq!(before[0], after[0], "the first part has nothing to do with it");
+    assert_ne!(before[1], after[1]);
+    assert_ne!(before[2], after[2], "the fund's money and the head");
+    assert_ne!(state.digest_of(one), state.digest_of(two));
 }
 
 /// A small world to fold in: what happens, by number.

@@ -343,7 +343,8 @@ fn only_asks(command: &Command) -> bool {
         | Command::Fund(_)
         | Command::Funds
         | Command::Look
-        | Command::Digest => true,
+        | Command::Digest
+        | Command::DigestOf(_) => true,
         _ => false,
     }
 }
@@ -558,7 +559,11 @@ impl Desk {
         }
         let mut decided = Vec::with_capacity(commands.len());
         for command in commands {
-            decided.push(self.decide_one(command, now)?);
+            // An entry that cannot be folded leaves the state as it was: only its own command fails.
+            decided.push(self.decide_one(command, now).unwrap_or_else(|fault| {
+                tracing::error!(%fault, "a command was decided on an entry that does not follow");
+                Decided::Failed(Failure::Unavailable)
+            }));
         }
         Ok(decided)
     }
@@ -749,6 +754,10 @@ impl Desk {
                 Answer::Digest => {
                     Outcome::Digest { position: self.state.head().position, digest: self.state.digest() }
                 }
+                Answer::DigestOf(part) => Outcome::Digest {
+                    position: self.state.head().position,
+                    digest: self.state.digest_of(part),
+                },
             }),
         }
     }

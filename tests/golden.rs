@@ -1,0 +1,232 @@
+//! Journals of every version are kept, and fold for ever to what they always came to. See `golden/README.md`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use subsidy_pos::book::cube::Cube;
+use subsidy_pos::book::projector::{Feed, advance};
+use subsidy_pos::book::sqlite as book;
+use subsidy_pos::http::wire::Claim;
+use subsidy_pos::journal::{Head, Row};
+use subsidy_pos::ledger::entry::{Event, Hash, VERSION};
+use subsidy_pos::ledger::{ClaimView, Stored, writer};
+use subsidy_pos::verify::{Refolded, verify};
+
+use crate::support::journal::rows;
+use crate::support::{Service, Value, fresh_key, json};
+
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// What an entry is, and of a claim's also where it goes. A new kind of entry does not compile until it is
+/// named here, and then the golden journal of its version must have it.
+fn kind(event: &Event) -> String {
+    let kind = match event {
+        Event::JournalOpened { .. } => KINDS[0],
+        Event::HashKeyIntroduced { .. } => KINDS[1],
+        Event::ProgrammesActivated { .. } => KINDS[2],
+        Event::FundOpened(_) => KINDS[3],
+        Event::FundAdjusted(_) => KINDS[4],
+        Event::FundSwitched { .. } => KINDS[5],
+        Event::KeySpent { .. } => KINDS[6],
+        Event::ClaimMade(made) => return format!("claim_made {}", made.status.name()),
+        Event::ClaimMoved(moved) => return format!("claim_moved {} {}", moved.from.name(), moved.to.name()),
+    };
+    kind.to_owned()
+}
+
+const KINDS: [&str; 15] = [
+    "journal_opened",
+    "hash_key_introduced",
+    "programmes_activated",
+    "fund_opened",
+    "fund_adjusted",
+    "fund_switched",
+    "key_spent",
+    "claim_made held",
+    "claim_made redeemed",
+    "claim_moved held redeemed",
+    "claim_moved held released",
+    "claim_moved held expired",
+    "claim_moved held cancelled",
+    "claim_moved redeemed returned",
+    "claim_moved redeemed cancelled",
+];
+
+/// A world in which every kind of entry is written: the rows of its journal.
+fn world() -> Vec<Value> {
+    let mut service = Service::start();
+    let (till, regulator) = (service.retailer(), service.regulator());
+    let fund = service.open_fund("zj-ai-25", "330106", "20000.00");
+    for (delta, reason) in [("5000.00", "tranche"), ("-100.01", "reclaim")] {
+        let body = json!({"delta": delta, "reason": reason, "document_no": "浙财建〔2026〕12号"});
+        regulator.post_under(&fresh_key(), &format!("/v1/funds/{fund}/adjust"), &body).must_be(200);
+    }
+    service.freeze(&fund);
+    regulator.post(&format!("/v1/funds/{fund}/unfreeze"), &json!({})).must_be(200);
+
+    let full = service
+        .sale()
+        .with_imei()
+        .with("/trade_in", json!({"sn": "OLD-1", "value": "100.00"}))
+        .with("/invoice_no", "24332000000012345678")
+        .with("/store_code", "HZ-0012")
+        .with("/terminal_no", "03")
+        .with("/energy_grade", 1)
+        .with("/order_line", 2)
+        .with("/expected_subsidy", "600.00");
+    let platform = service.platform().with("x-retailer", &till.subject);
+    platform.claimed(&full);
+    till.take_back(&till.claimed(&service.sale().category("refrigerator").with("/energy_grade", 1)))
+        .must_be(200);
+    till.claimed(&service.sale().category("phone").person("tw_travel_permit", "12345678").region("330200"));
+    till.claimed(&service.sale().with("/accept_programme", "national-digital-2026"));
+
+    let hold = till.claimed(&service.sale().held());
+    let device = service.sale().with_imei().body["device"].clone();
+    till.act(&hold, "redeem", &json!({"device": device, "invoice_no": "F-1"})).must_be(200);
+    till.redeem(&till.claimed(&service.sale().held_with_device())).must_be(200);
+    till.release(&till.claimed(&service.sale().held_with_device())).must_be(200);
+    for sale in [service.sale(), service.sale().held()] {
+        let key = fresh_key();
+        till.claim_under(&key, &sale).must_be(201);
+        till.cancel(&key).must_be(200);
+    }
+    till.cancel(&fresh_key()).must_be(200);
+    let dying = till.claimed(&service.sale().held_with_device().with("/hold_minutes", 5));
+    till.claimed(&service.sale().held().with("/hold_minutes", 60));
+    service.restart_later(6 * 60_000);
+    assert_eq!(till.look_at(&dying)["status"], "expired");
+    till.claimed(&service.sale().with("/device", dying["device"].clone()));
+    service.must_verify();
+    rows(&regulator)
+        .into_iter()
+        .map(|row| json!({"position": row.position, "hash": row.hash, "entry": row.entry}))
+        .collect()
+}
+
+fn parsed(lines: &str) -> Vec<Row> {
+    lines
+        .lines()
+        .map(|line| {
+            let line: Value = serde_json::from_str(line).expect("a row");
+            Row {
+                position: line["position"].as_u64().expect("a position"),
+                hash: Hash::parse(line["hash"].as_str().expect("a hash")).expect("a hash"),
+                entry: line["entry"].as_str().expect("the exact text").as_bytes().into(),
+            }
+        })
+        .collect()
+}
+
+fn totals(cube: &Cube) -> Vec<String> {
+    cube.cells()
+        .map(|(cell, counters)| {
+            let facets = &cell.facets;
+            let counted = [counters.held, counters.redeemed, counters.returned, counters.cancelled];
+            let counted: Vec<_> =
+                counted.iter().map(|tally| format!("{} {}", tally.items, tally.money)).collect();
+            format!(
+                "{} {} {} {} {} {} {}: held {}, redeemed {}, returned {}, cancelled {}, sales {}",
+                cell.day,
+                cell.sale_day,
+                facets.region_code.as_str(),
+                facets.category,
+                facets.retailer.as_str(),
+                facets.programme,
+                facets.fund,
+                counted[0],
+                counted[1],
+                counted[2],
+                counted[3],
+                counters.sales
+            )
+        })
+        .collect()
+}
+
+/// The book's totals, as the tables in SQL add them up.
+fn booked(entries: &[Arc<Stored>]) -> Vec<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("book.db");
+    let (mut tables, _) = book::open(&file, Feed::new()).unwrap();
+    advance(&mut tables, Head::EMPTY, entries).unwrap();
+    let (position, cube) = book::read_cube(&file).unwrap();
+    assert_eq!(position, entries.len() as u64);
+    totals(&cube)
+}
+
+/// Every claim as it is answered in the end, byte for byte, in the order of making.
+fn answered(entries: &[Arc<Stored>], journal: &Refolded) -> Vec<String> {
+    let made = entries.iter().filter_map(|stored| match &stored.entry.event {
+        Event::ClaimMade(made) => Some(made.claim_id),
+        _ => None,
+    });
+    made.map(|claim_id| {
+        let of_claim = |stored: &&Arc<Stored>| match &stored.entry.event {
+            Event::ClaimMade(made) => made.claim_id == claim_id,
+            Event::ClaimMoved(moved) => moved.claim_id == claim_id,
+            _ => false,
+        };
+        let own: Vec<_> = entries.iter().filter(of_claim).cloned().collect();
+        let view = ClaimView::new(&own).expect("a claim");
+        serde_json::to_string(&Claim::new(&view, journal.state().programmes()).expect("its programmes"))
+            .unwrap()
+    })
+    .collect()
+}
+
+/// What a journal comes to.
+fn fold(rows: &[Row]) -> Value {
+    let verified = verify(
+        |after, limit| Ok(rows.iter().skip(after as usize).take(limit).cloned().collect()),
+        None,
+        None,
+    )
+    .expect("it verifies");
+    let mut journal = Refolded::default();
+    for row in rows {
+        journal.fold(row).expect("it folds");
+    }
+    let entries: Vec<_> = rows.iter().map(|row| Arc::new(writer::stored(row).expect("an entry"))).collect();
+    let booked = booked(&entries);
+    assert_eq!(totals(journal.totals()), booked, "the fold and the tables add up the same");
+    json!({
+        "head": {"position": verified.head.position, "hash": verified.head.hash.to_string()},
+        "digest": verified.digest.to_string(),
+        "funds": verified.funds,
+        "totals": booked,
+        "claims": answered(&entries, &journal),
+    })
+}
+
+#[test]
+fn the_golden_journal_of_every_version_folds_to_what_it_always_came_to() {
+    for version in 1..=VERSION {
+        let lines = directory().join(format!("v{version}.jsonl"));
+        let result = directory().join(format!("v{version}.json"));
+        if !lines.exists() && version == VERSION && std::env::var("SUBSIDY_POS_GOLDEN").is_ok() {
+            let written: Vec<_> = world().iter().map(Value::to_string).collect();
+            std::fs::write(&lines, written.join("\n") + "\n").unwrap();
+            let folded = fold(&parsed(&std::fs::read_to_string(&lines).unwrap()));
+            std::fs::write(&result, format!("{folded:#}\n")).unwrap();
+        }
+        let missing = "is missing; tests/golden/README.md says how to add it";
+        let rows =
+            parsed(&std::fs::read_to_string(&lines).unwrap_or_else(|_| panic!("v{version}.jsonl {missing}")));
+        let recorded =
+            std::fs::read_to_string(&result).unwrap_or_else(|_| panic!("v{version}.json {missing}"));
+        let recorded: Value = serde_json::from_str(&recorded).unwrap();
+        let folded = fold(&rows);
+        for part in ["head", "digest", "funds", "totals", "claims"] {
+            assert_eq!(folded[part], recorded[part], "version {version}: {part}");
+        }
+        if version == VERSION {
+            let stored = rows.iter().map(|row| writer::stored(row).unwrap());
+            let found: BTreeSet<_> = stored.map(|stored| kind(&stored.entry.event)).collect();
+            assert_eq!(found, KINDS.into_iter().map(str::to_owned).collect(), "every kind of entry");
+        }
+    }
+}
