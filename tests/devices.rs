@@ -166,11 +166,8 @@ fn one_order_line_has_one_live_claim() {
 
 also_on_postgres!(
     fifty_claims_for_one_device_pay_once,
-    all_spellings_of_one_serial_number_are_one_device,
-    all_spellings_of_one_barcode_are_one_product,
     another_product_code_of_the_same_manufacturer_does_not_make_a_new_device,
     any_imei_in_common_makes_it_the_same_device,
-    an_imei_written_as_the_serial_number_is_still_that_imei,
     the_limit_holds_over_programmes_and_categories,
     what_ends_a_claim_frees_its_device,
     an_old_device_is_traded_in_once,
