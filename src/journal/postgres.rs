@@ -412,11 +412,11 @@ struct Slot {
 }
 
 impl PostgresReader {
-    /// A reader of the journal at `place`, whose connections are driven by the current runtime.
-    pub fn new(place: &Place) -> Self {
+    /// A reader of the journal at `place`, whose connections are driven by `runtime`.
+    pub fn new(place: &Place, runtime: tokio::runtime::Handle) -> Self {
         Self {
             place: place.clone(),
-            runtime: tokio::runtime::Handle::current(),
+            runtime,
             slots: (0..limits::POSTGRES_READERS).map(|_| Mutex::default()).collect(),
             next: AtomicUsize::new(0),
         }

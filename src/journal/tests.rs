@@ -143,7 +143,7 @@ mod on_postgres {
         }
 
         fn reader(&self) -> Arc<dyn Reader> {
-            Arc::new(PostgresReader::new(&url(self)))
+            Arc::new(PostgresReader::new(&url(self), tokio::runtime::Handle::current()))
         }
     }
 
