@@ -15,7 +15,7 @@ use super::postgres::{Database, Postgres};
 use super::proxy::Proxy;
 use super::redis::Server;
 use super::service::{command, said};
-use super::{Answer, Caller, Options, Random, Sale, Service, eventually, fresh_key};
+use super::{Answer, Caller, Options, Random, Sale, Service, Stop, eventually, fresh_key};
 
 /// How long each fault goes on: `SUBSIDY_POS_TEST_FAULT_SECONDS`, or 6 seconds.
 pub fn fault_span() -> Duration {
@@ -275,14 +275,6 @@ impl<'f> Run<'f> {
                 _ => assert_eq!(again.text(), sent.settled.as_ref().expect("it is made").text(), "{what}"),
             }
         }
-    }
-}
-
-struct Stop<'s>(&'s AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 
