@@ -93,6 +93,8 @@ struct Shared {
     position: AtomicU64,
     /// What keeps the ledger from deciding.
     trouble: ArcSwapOption<&'static str>,
+    /// Whether other processes may append to the same journal.
+    is_shared: bool,
 }
 
 /// A handle on the ledger; cheap to clone.
@@ -138,6 +140,7 @@ impl Ledger {
             queued: AtomicUsize::new(0),
             position: AtomicU64::new(state.head().position),
             trouble: ArcSwapOption::empty(),
+            is_shared: journal.is_shared(),
         });
         let (queue, work) = crossbeam_channel::bounded(limits::QUEUE_COMMANDS_MAX);
         let mut desk = Desk {
@@ -165,6 +168,7 @@ impl Ledger {
     /// [`limits::DECISION_TIMEOUT`] has passed: then the outcome is found by asking again. The command is
     /// carried out even if the caller goes away.
     pub async fn submit(&self, command: Command) -> Result<Outcome, Failure> {
+        self.ensure_answering()?;
         let (reply, outcome) = oneshot::channel();
         self.enqueue(Work::One(command, reply))?;
         match tokio::time::timeout(limits::DECISION_TIMEOUT, outcome).await {
@@ -175,12 +179,29 @@ impl Ledger {
 
     /// The same for many that are to be appended together; answers are in their order.
     pub async fn submit_all(&self, commands: Vec<Command>) -> Result<Vec<Result<Outcome, Failure>>, Failure> {
+        self.ensure_answering()?;
         let (reply, outcomes) = oneshot::channel();
         self.enqueue(Work::Many(commands, reply))?;
         match tokio::time::timeout(limits::DECISION_TIMEOUT, outcomes).await {
             Ok(Ok(outcomes)) => Ok(outcomes),
             _ => Err(Failure::Unavailable),
         }
+    }
+
+    /// While a shared journal is away nobody is made to wait for it; the writer looks for it by itself.
+    fn ensure_answering(&self) -> Result<(), Failure> {
+        if self.shared.is_shared && self.shared.trouble.load().is_some() {
+            return Err(Failure::Unavailable);
+        }
+        Ok(())
+    }
+
+    /// The position of the journal's last entry at some moment after this was asked.
+    pub async fn look(&self) -> Result<u64, Failure> {
+        if self.shared.is_shared {
+            self.submit(Command::Look).await?;
+        }
+        Ok(self.position())
     }
 
     fn enqueue(&self, work: Work) -> Result<(), Failure> {
@@ -396,7 +417,7 @@ impl Desk {
         let _until_the_end = Alarm(Arc::clone(&self.shared));
         let mut works: Vec<Work> = Vec::new();
         loop {
-            let first = match self.until_next_expiry() {
+            let first = match self.until_own_work() {
                 Some(wait) => queue.recv_timeout(wait),
                 None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
@@ -432,8 +453,13 @@ impl Desk {
         self.clock.now().max(self.state.at())
     }
 
-    fn until_next_expiry(&self) -> Option<Duration> {
+    /// How long there is nothing to do but what is asked for: until a hold expires, or a journal that is
+    /// away is looked for.
+    fn until_own_work(&self) -> Option<Duration> {
         const RETRY: Duration = Duration::from_secs(1);
+        if self.shared.is_shared && self.shared.trouble.load().is_some() {
+            return Some(limits::LEDGER_PROBE);
+        }
         let (until, _) = self.state.first_hold()?;
         let wait = u64::try_from(until.ms() - self.clock.now().ms()).unwrap_or(0);
         // While the journal does not answer there is no use in trying at once again.
@@ -444,6 +470,13 @@ impl Desk {
     fn serve(&mut self, works: &mut Vec<Work>) {
         let (commands, replies) = unpack(works);
         let mut decided = self.try_serve(&commands);
+        if self.shared.is_shared
+            && matches!(decided, Err(OpenError::Journal(JournalError::Unknown(_))))
+            && self.resolve_doubt().is_ok()
+        {
+            // A connection had ended. What may have been appended is known by now, and finds its key.
+            decided = self.try_serve(&commands);
+        }
         self.tell_trouble(decided.as_ref().err());
         if decided.is_err() {
             // The journal failed. What only asks can still be answered if the journal can be read.
@@ -526,21 +559,23 @@ impl Desk {
                     self.settle();
                     return Ok(decided);
                 }
-                Err(JournalError::Moved) => {
-                    self.discard();
-                    self.ensure_same_history()?;
-                    self.catch_up()?;
-                }
+                Err(JournalError::Moved) => self.fall_behind()?,
+                Err(error) if self.rows.is_empty() => return Err(error.into()),
                 Err(error) => {
-                    tracing::error!(%error, "entries could not be appended");
+                    tracing::warn!(%error, "it is not known whether entries were appended");
                     self.in_doubt = true;
-                    if !self.is_in()? {
-                        self.discard();
-                        return Err(error.into());
+                    match self.find_out(error) {
+                        Ok(()) => {
+                            self.in_doubt = false;
+                            self.settle();
+                            return Ok(decided);
+                        }
+                        Err(JournalError::Moved) => self.fall_behind()?,
+                        Err(error) => {
+                            self.discard();
+                            return Err(error.into());
+                        }
                     }
-                    self.in_doubt = false;
-                    self.settle();
-                    return Ok(decided);
                 }
             }
         }
@@ -703,21 +738,41 @@ impl Desk {
         Err(OpenError::OtherHistory { position: head.position, hash: head.hash })
     }
 
-    /// After a failed append: whether the entries are in the journal after all. Looks a few times; an
-    /// error means that it is still not known.
-    fn is_in(&mut self) -> Result<bool, OpenError> {
+    /// Another process has appended: its entries are folded before anything is decided again.
+    fn fall_behind(&mut self) -> Result<(), OpenError> {
+        self.discard();
+        self.journal.take_turn()?;
+        self.ensure_same_history()?;
+        self.catch_up()?;
+        self.in_doubt = false;
+        Ok(())
+    }
+
+    /// After an append whose outcome was not learned: looks a few times whether the entries are in. Where
+    /// the journal is shared they are sent again as long as nothing else is in their place.
+    fn find_out(&mut self, cause: JournalError) -> Result<(), JournalError> {
         const PAUSES_MS: [u64; 4] = [0, 20, 100, 400];
-        let (expected, rows) = (self.expected(), self.rows.len());
-        let mut last = JournalError::Unknown("no look was taken".into());
+        let (expected, count) = (self.expected(), self.rows.len());
+        let began = Instant::now();
+        let mut last = cause;
         for pause in PAUSES_MS {
+            if began.elapsed() > limits::POSTGRES_TIMEOUT {
+                break;
+            }
             std::thread::sleep(Duration::from_millis(pause));
-            match self.journal.reopen().and_then(|()| self.journal.read(expected.position, rows)) {
-                Ok(found) => return Ok(found == self.rows),
+            match self.journal.reopen().and_then(|()| self.journal.read(expected.position, count)) {
+                Ok(found) if found == self.rows => return Ok(()),
+                Ok(_) if !self.shared.is_shared => break,
+                Ok(found) if !found.is_empty() => return Err(JournalError::Moved),
+                Ok(_) => match self.journal.append(expected, &self.rows) {
+                    Ok(()) => return Ok(()),
+                    // It is looked at again: it may be the first append that was before.
+                    Err(error) => last = error,
+                },
                 Err(error) => last = error,
             }
         }
-        self.discard();
-        Err(last.into())
+        Err(last)
     }
 
     /// Brings the state to what is really stored, after an append whose outcome was not learned.
