@@ -1,7 +1,7 @@
 //! The ledger on a journal in memory that can be made to fail, to lose answers and to be written by
 //! another process.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -18,6 +18,7 @@ use crate::claim::*;
 use crate::clock::Clock;
 use crate::identity::*;
 use crate::journal::{Head, Journal, JournalError, Reader, Row};
+use crate::limits;
 use crate::money::Fen;
 use crate::programme::{self, Category, ProgrammeId};
 use crate::rules;
@@ -28,6 +29,8 @@ const JOURNAL_ID: Key = Key::new([7; 16]);
 /// What the next append shall do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
+    /// None; the next one is for the append after.
+    None,
     /// Refuse; nothing is written.
     Refuse,
     /// Write, but say that it is not known.
@@ -41,6 +44,28 @@ struct Memory {
     rows: Arc<Mutex<Vec<Row>>>,
     faults: Arc<Mutex<Vec<Fault>>>,
     unreadable: Arc<Mutex<bool>>,
+    gate: Arc<Gate>,
+}
+
+/// Lets appends through one by one where it is closed.
+#[derive(Debug, Default)]
+struct Gate {
+    /// How many may pass; any number where none is given.
+    may_pass: Mutex<Option<usize>>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn set(&self, may_pass: Option<usize>) {
+        *self.may_pass.lock().unwrap() = may_pass;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let closed = |may_pass: &mut Option<usize>| *may_pass == Some(0);
+        let mut may_pass = self.changed.wait_while(self.may_pass.lock().unwrap(), closed).unwrap();
+        *may_pass = may_pass.map(|count| count - 1);
+    }
 }
 
 impl Memory {
@@ -63,6 +88,7 @@ impl Journal for Memory {
     }
 
     fn append(&mut self, expected: Head, rows: &[Row]) -> Result<(), JournalError> {
+        self.gate.pass();
         if self.head_now() != expected {
             return Err(JournalError::Moved);
         }
@@ -73,12 +99,12 @@ impl Journal for Memory {
                 *self.unreadable.lock().unwrap() = true;
                 return Err(JournalError::Unknown("gone".into()));
             }
-            Some(Fault::LoseAnswer) | None => {}
+            Some(Fault::LoseAnswer | Fault::None) | None => {}
         }
         self.rows.lock().unwrap().extend_from_slice(rows);
         match fault {
-            Some(_) => Err(JournalError::Unknown("the answer was lost".into())),
-            None => Ok(()),
+            Some(Fault::LoseAnswer) => Err(JournalError::Unknown("the answer was lost".into())),
+            _ => Ok(()),
         }
     }
 
@@ -293,6 +319,99 @@ fn a_command_whose_entry_cannot_be_folded_fails_alone() {
     let (again, writer) = open(&memory, Clock::default());
     assert_eq!(digest(&again), before, "and nothing of it is left behind");
     writer.stop();
+}
+
+/// Has a batch as big as can be written while a claim is decided on top of it, the claim being for a
+/// device of the batch; what happens to the batch's append is `fault`, and another process may come first.
+/// Gives what became of the batch's claim, of the one on top and of a question that came with it.
+fn on_top_of_a_batch(fault: Fault, another_comes_first: bool) -> [Result<Outcome, Failure>; 3] {
+    let memory = Memory::default();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(100_000_000)).unwrap();
+    let beside = Memory { gate: Arc::default(), faults: Arc::default(), ..memory.clone() };
+    let (another, other_writer) = open(&beside, Clock::default());
+    let before = ledger.position();
+
+    memory.gate.set(Some(0));
+    *memory.faults.lock().unwrap() = vec![fault, Fault::None];
+    let asked = |commands: Vec<Command>| {
+        let ledger = ledger.clone();
+        let asked = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(ledger.submit_all(commands)).unwrap()
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        asked
+    };
+    let first = asked(vec![make(1, 1, 1, Mode::Redeem)]);
+    assert_eq!(ledger.queued(), 0, "it is being written");
+    let mut bulk = vec![make(2, 2, 2, Mode::Redeem)];
+    bulk.resize_with(limits::WRITER_BATCH_COMMANDS_MAX, || Command::Funds);
+    let batch = asked(bulk);
+    let on_top = asked(vec![make(3, 3, 2, Mode::Redeem), Command::Funds]);
+    memory.gate.set(Some(1));
+    claim_at(first.join().unwrap().remove(0));
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(ledger.queued(), 0, "all are decided");
+    assert!(!batch.is_finished() && !on_top.is_finished(), "and nobody is answered before it is written");
+    assert_eq!(ledger.position(), before + 1, "nor told of");
+
+    if another_comes_first {
+        claim_at(ask(&another, make(4, 4, 4, Mode::Redeem)));
+    }
+    memory.gate.set(None);
+    let (mut batch, mut on_top) = (batch.join().unwrap(), on_top.join().unwrap());
+    let after = digest(&ledger);
+    writer.stop();
+    other_writer.stop();
+    let (again, writer) = open(&memory, Clock::default());
+    assert_eq!(digest(&again), after, "the state is what the journal gives");
+    writer.stop();
+    [batch.swap_remove(0), on_top.swap_remove(0), on_top.swap_remove(0)]
+}
+
+fn redeemed(funds: Result<Outcome, Failure>) -> Fen {
+    match funds {
+        Ok(Outcome::Funds { funds, .. }) => funds[0].balance.redeemed,
+        other => panic!("no funds: {other:?}"),
+    }
+}
+
+fn is_taken(outcome: &Result<Outcome, Failure>) -> bool {
+    matches!(outcome, Err(Failure::Refused(refusal)) if matches!(**refusal, Refusal::DeviceAlreadySubsidised { .. }))
+}
+
+#[test]
+fn what_is_decided_on_top_of_a_batch_is_answered_once_both_are_written() {
+    let [batch, on_top, funds] = on_top_of_a_batch(Fault::None, false);
+    claim_at(batch);
+    assert!(is_taken(&on_top), "{on_top:?}");
+    assert_eq!(redeemed(funds), Fen::new(120_000));
+}
+
+#[test]
+fn what_was_decided_on_top_of_a_batch_that_is_not_written_is_decided_anew() {
+    let [batch, on_top, funds] = on_top_of_a_batch(Fault::Refuse, false);
+    assert!(matches!(batch, Err(Failure::Unavailable)), "{batch:?}");
+    claim_at(on_top);
+    assert_eq!(redeemed(funds), Fen::new(120_000));
+}
+
+#[test]
+fn what_was_decided_on_top_of_a_batch_whose_answer_was_lost_stands_on_it() {
+    let [batch, on_top, funds] = on_top_of_a_batch(Fault::LoseAnswer, false);
+    claim_at(batch);
+    assert!(is_taken(&on_top), "{on_top:?}");
+    assert_eq!(redeemed(funds), Fen::new(120_000));
+}
+
+#[test]
+fn what_was_decided_before_another_process_wrote_is_decided_anew_in_order() {
+    let [batch, on_top, funds] = on_top_of_a_batch(Fault::None, true);
+    claim_at(batch);
+    assert!(is_taken(&on_top), "{on_top:?}");
+    assert_eq!(redeemed(funds), Fen::new(180_000));
 }
 
 #[test]
