@@ -95,8 +95,12 @@ pub const FOLD_DROPS_MAX: usize = 64;
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
 /// Entries read from the journal at a time.
 pub const JOURNAL_READ_ENTRIES_MAX: usize = 256;
-/// Pages the embedded journal's write-ahead log may have before it is checkpointed.
-pub const JOURNAL_CHECKPOINT_PAGES: u32 = 4000;
+/// Bytes of entries after which the embedded journal's write-ahead log is carried over into its file.
+pub const JOURNAL_CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;
+/// Pages of it that the writer may be left with, so that it is not held up.
+pub const JOURNAL_CHECKPOINT_REST_PAGES: i64 = 128;
+/// Rounds in which the rest is brought down to that.
+pub const JOURNAL_CHECKPOINT_ROUNDS: usize = 8;
 /// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
 pub const JOURNAL_WAL_BYTES_KEPT: u32 = 64 * 1024 * 1024;
 /// How long PostgreSQL may take for anything.
