@@ -129,6 +129,8 @@ pub const CLAIM_CHUNK: usize = 16 * 1024;
 pub const DIGEST_CLAIMS_MAX: usize = 256;
 /// Highest per-person limit a programme may set.
 pub const PERSON_LIMIT_MAX: u16 = 100;
+/// How often a journal that other processes share is looked for while it is away.
+pub const LEDGER_PROBE: Duration = Duration::from_millis(100);
 /// Times in a row that a batch is decided again because another process appended first.
 pub const WRITER_LOST_RACES_MAX: usize = 32;
 /// How often a process looks whether it still is as its journal says a process should be.

@@ -26,6 +26,7 @@ mod oracle;
 mod overload;
 mod personal_data;
 mod persons;
+mod postgres;
 mod precedence;
 mod programmes;
 mod quotes;

@@ -57,7 +57,7 @@ impl Store {
                 Ok(Box::new(move |after, limit| reader.read_after(after, limit)))
             }
             Self::Postgres(place) => {
-                let mut journal = PostgresJournal::open_existing(place).map_err(failed)?;
+                let mut journal = PostgresJournal::open_to_read(place).map_err(failed)?;
                 Ok(Box::new(move |after, limit| journal.read(after, limit)))
             }
         }
@@ -70,7 +70,7 @@ impl Store {
                 let file = directory.join(book::sqlite::FILE);
                 file.is_file().then(|| book::sqlite::read_cube(&file).map_err(failed)).transpose()
             }
-            Self::Postgres(place) => book::postgres::read_cube(place).map_err(failed),
+            Self::Postgres(place) => book::postgres::read_cube(&place.for_reading()).map_err(failed),
         }
     }
 

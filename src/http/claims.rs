@@ -580,7 +580,7 @@ pub async fn read(call: Call<Viewer>) -> Result<Reply, Problem> {
 ))]
 pub async fn list(call: Call<Viewer, Query<Wanted>>) -> Result<Reply, Problem> {
     let Call { app, role: viewer, body: Query(wanted), .. } = call;
-    let arrived_at = app.ledger.position();
+    let arrived_at = app.ledger.look().await?;
     let mut query = wanted.query(&viewer);
     // The cursor is bound to all that is asked for but where and how long the page is.
     let bound = format!("claims {:?}", ClaimsQuery { limit: 0, ..query.clone() });

@@ -66,6 +66,9 @@ const AT: &str = "
     JOIN unnest($1::bigint[]) WITH ORDINALITY AS asked (position, number) USING (position) ORDER BY number";
 const NOW: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 const HEAD: &str = "SELECT position, hash FROM journal ORDER BY position DESC LIMIT 1";
+/// Waits until everything that can be read is as durable as what is confirmed: with a synchronous standby,
+/// what a crash left here alone has reached it too.
+const CONFIRM: &str = "SELECT pg_logical_emit_message(true, 'subsidy-pos', '')";
 const LOCK: &str = "SELECT pg_advisory_lock($1)";
 const UNLOCK: &str = "SELECT pg_advisory_unlock($1)";
 
@@ -95,9 +98,12 @@ fn row(row: &tokio_postgres::Row) -> Result<Row, tokio_postgres::Error> {
 }
 
 impl Session {
-    async fn begin(place: &Place) -> Result<Self, JournalError> {
+    async fn begin(place: &Place, to_write: bool) -> Result<Self, JournalError> {
         let client = place.connect(limits::POSTGRES_TIMEOUT, limits::TURN_WAIT).await?;
         ensure_safe(&client).await?;
+        if to_write {
+            within(client.batch_execute(CONFIRM)).await?;
+        }
         within(async {
             Ok(Self {
                 append: client.prepare(APPEND).await?,
@@ -255,6 +261,7 @@ enum Turn {
 pub struct PostgresJournal {
     place: Place,
     runtime: Runtime,
+    only_reads: bool,
     session: Option<Session>,
     backoff: Backoff,
     turn: Turn,
@@ -268,19 +275,19 @@ impl PostgresJournal {
     /// # Errors
     /// When it cannot be reached, is of another version of the tables, or does not keep what it confirms.
     pub fn open(place: &Place) -> Result<Self, JournalError> {
-        let journal = Self::new(place)?;
+        let journal = Self::new(place.clone(), false)?;
         journal.runtime.block_on(migrate(place))?;
         Ok(journal)
     }
 
-    /// Opens the journal at `place` if there is one; nothing is made.
+    /// Opens the journal at `place` to be read, if there is one; on a standby too.
     ///
     /// # Errors
     /// When there is none, or as [`PostgresJournal::open`].
-    pub fn open_existing(place: &Place) -> Result<Self, JournalError> {
-        let journal = Self::new(place)?;
+    pub fn open_to_read(place: &Place) -> Result<Self, JournalError> {
+        let journal = Self::new(place.for_reading(), true)?;
         journal.runtime.block_on(async {
-            let client = place.connect(limits::POSTGRES_TIMEOUT, limits::TURN_WAIT).await?;
+            let client = journal.place.connect(limits::POSTGRES_TIMEOUT, limits::TURN_WAIT).await?;
             if !within(exists(&client)).await? {
                 return Err(JournalError::Unusable("there is no journal in this database".into()));
             }
@@ -289,14 +296,15 @@ impl PostgresJournal {
         Ok(journal)
     }
 
-    fn new(place: &Place) -> Result<Self, JournalError> {
+    fn new(place: Place, only_reads: bool) -> Result<Self, JournalError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| JournalError::Unusable(error.to_string()))?;
         Ok(Self {
-            place: place.clone(),
+            place,
             runtime,
+            only_reads,
             session: None,
             backoff: Backoff::default(),
             turn: Turn::NotNeeded,
@@ -315,11 +323,11 @@ impl PostgresJournal {
             self.turn = Turn::NotNeeded;
             self.backoff.check()?;
         }
-        let place = &self.place;
+        let (place, only_reads) = (&self.place, self.only_reads);
         let (session, result) = self.runtime.block_on(async move {
             let session = match held {
                 Some(session) => session,
-                None => match Session::begin(place).await {
+                None => match Session::begin(place, !only_reads).await {
                     Ok(session) => session,
                     Err(error) => return (None, Err(error)),
                 },
@@ -447,7 +455,7 @@ impl PostgresReader {
         }
         slot.backoff.check()?;
         let place = self.place.clone();
-        let connecting = self.runtime.spawn(async move { Session::begin(&place).await });
+        let connecting = self.runtime.spawn(async move { Session::begin(&place, false).await });
         match connecting.await.map_err(|error| JournalError::Unknown(error.to_string())).flatten() {
             Ok(session) => {
                 slot.backoff.succeeded();

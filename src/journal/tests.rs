@@ -304,13 +304,13 @@ mod on_postgres {
     #[test]
     fn tables_of_another_version_are_refused_and_left_alone() {
         let database = Database::new();
-        assert!(PostgresJournal::open_existing(&url(&database)).is_err(), "there is nothing yet");
+        assert!(PostgresJournal::open_to_read(&url(&database)).is_err(), "there is nothing yet");
         assert_eq!(database.execute("SELECT to_regclass('journal') IS NULL"), "t", "and nothing was made");
         drop(journal(&database));
-        drop(PostgresJournal::open_existing(&url(&database)).unwrap());
+        drop(PostgresJournal::open_to_read(&url(&database)).unwrap());
         database.execute("UPDATE subsidy_pos_schema SET version = 7");
         for refused in
-            [PostgresJournal::open(&url(&database)), PostgresJournal::open_existing(&url(&database))]
+            [PostgresJournal::open(&url(&database)), PostgresJournal::open_to_read(&url(&database))]
         {
             let refused = refused.unwrap_err().to_string();
             assert!(refused.contains("version 7, this program knows version 1"), "{refused}");

@@ -217,7 +217,6 @@ fn lock(journal: &Mutex<Box<dyn Journal>>) -> MutexGuard<'_, Box<dyn Journal>> {
 pub struct Desk {
     state: State,
     journal: Arc<Mutex<Box<dyn Journal>>>,
-    is_shared: bool,
     appender: Appender,
     clock: Clock,
     observer: Box<dyn Observer>,
@@ -235,10 +234,9 @@ impl Desk {
         observer: Box<dyn Observer>,
         shared: Arc<Shared>,
     ) -> Result<Self, OpenError> {
-        let is_shared = journal.is_shared();
         let journal = Arc::new(Mutex::new(journal));
         let appender = Appender::start(Arc::clone(&journal))?;
-        Ok(Self { state, journal, is_shared, appender, clock, observer, shared, in_doubt: false })
+        Ok(Self { state, journal, appender, clock, observer, shared, in_doubt: false })
     }
 
     /// Gives an empty journal its first entry.
@@ -266,7 +264,7 @@ impl Desk {
         let _until_the_end = Alarm(Arc::clone(&self.shared));
         let mut stop = false;
         loop {
-            let first = match self.until_next_expiry() {
+            let first = match self.until_own_work() {
                 _ if stop => None,
                 Some(wait) => match queue.recv_timeout(wait) {
                     Ok(work) => Some(work),
@@ -327,8 +325,13 @@ impl Desk {
         self.clock.now().max(self.state.at())
     }
 
-    fn until_next_expiry(&self) -> Option<Duration> {
+    /// How long there is nothing to do but what is asked for: until a hold expires, or a journal that is
+    /// away is looked for.
+    fn until_own_work(&self) -> Option<Duration> {
         const RETRY: Duration = Duration::from_secs(1);
+        if self.shared.is_away() {
+            return Some(limits::LEDGER_PROBE);
+        }
         let (until, _) = self.state.first_hold()?;
         let wait = u64::try_from(until.ms() - self.clock.now().ms()).unwrap_or(0);
         // While the journal does not answer there is no use in trying at once again.
@@ -459,7 +462,7 @@ impl Desk {
 
     /// With several processes: is the state's head still the journal's?
     fn look(&self) -> Result<(), JournalError> {
-        if self.is_shared && lock(&self.journal).head()? != self.state.head() {
+        if self.shared.is_shared && lock(&self.journal).head()? != self.state.head() {
             return Err(JournalError::Moved);
         }
         Ok(())
@@ -487,36 +490,72 @@ impl Desk {
     /// After an append that failed: finds out what became of it. Whether the entries are in the journal;
     /// if not, the batch was decided anew on what is.
     fn recover(&mut self, batch: &mut Batch, error: JournalError) -> Result<bool, OpenError> {
-        let is_look = batch.fresh.is_empty();
-        if is_look || matches!(error, JournalError::Moved) {
-            self.take_back(batch);
-            if matches!(error, JournalError::Moved) {
-                if !is_look {
-                    // Whoever has lost a race waits for its turn, so that it does not lose again and again.
-                    lock(&self.journal).take_turn()?;
-                }
-                self.ensure_same_history()?;
-                self.catch_up()?;
-            } else {
-                // A look that failed has shown nothing.
-                tracing::warn!(%error, "the journal could not be looked at");
+        let error = match error {
+            JournalError::Moved => JournalError::Moved,
+            error if batch.fresh.is_empty() => error,
+            error => {
+                tracing::warn!(%error, "it is not known whether entries were appended");
                 self.in_doubt = true;
-                self.resolve_doubt()?;
+                match self.find_out(batch, error) {
+                    Ok(()) => {
+                        self.in_doubt = false;
+                        self.settle(batch);
+                        return Ok(true);
+                    }
+                    Err(error) => error,
+                }
             }
-            self.decide(batch);
-            // What only answers is true as of the catching up.
-            return Ok(batch.fresh.is_empty());
-        }
-        tracing::error!(%error, "entries could not be appended");
-        self.in_doubt = true;
-        let is_in = self.is_in(batch);
-        if matches!(is_in, Ok(true)) {
-            self.in_doubt = false;
-            self.settle(batch);
-            return Ok(true);
-        }
+        };
         self.take_back(batch);
-        Err(is_in.err().unwrap_or_else(|| error.into()))
+        if !matches!(error, JournalError::Moved) {
+            return Err(error.into());
+        }
+        // Others have appended: theirs are folded first, and it is this process's turn to wait for.
+        lock(&self.journal).take_turn()?;
+        self.ensure_same_history()?;
+        self.catch_up()?;
+        self.in_doubt = false;
+        self.decide(batch);
+        // What only answers is true as of the catching up.
+        Ok(batch.fresh.is_empty())
+    }
+
+    /// After an append whose outcome was not learned: looks a few times whether the entries are in. Where
+    /// the journal is shared they are sent again as long as nothing else is in their place.
+    fn find_out(&self, batch: &Batch, cause: JournalError) -> Result<(), JournalError> {
+        const PAUSES_MS: [u64; 4] = [0, 20, 100, 400];
+        let Some(expected) = batch.expected() else { return Err(cause) };
+        let began = Instant::now();
+        let mut last = cause;
+        for pause in PAUSES_MS {
+            if began.elapsed() > limits::POSTGRES_TIMEOUT {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(pause));
+            let mut journal = lock(&self.journal);
+            match journal.reopen().and_then(|()| journal.read(expected.position, batch.fresh.len())) {
+                Ok(found) if batch.is_what(&found) => return Ok(()),
+                Ok(_) if !self.shared.is_shared => break,
+                Ok(found) if !found.is_empty() => return Err(JournalError::Moved),
+                Ok(_) => match journal.append(expected, &batch.rows) {
+                    Ok(()) => return Ok(()),
+                    // It is looked at again: it may be the first append that came before.
+                    Err(error) => last = error,
+                },
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// After a connection had ended: decides a batch once more. What of it may have been appended all the
+    /// same is known by then, and finds its key.
+    fn write_again(&mut self, batch: &mut Batch, error: OpenError) -> Result<(), OpenError> {
+        if self.resolve_doubt().is_err() {
+            return Err(error);
+        }
+        self.decide(batch);
+        self.write(batch)
     }
 
     /// What was folded is durable.
@@ -542,6 +581,12 @@ impl Desk {
 
     /// Answers a batch whose entries are durable, or says of each command that it could not be decided.
     fn answer(&mut self, mut batch: Batch, written: Result<(), OpenError>) {
+        let written = match written {
+            Err(error @ OpenError::Journal(JournalError::Unknown(_))) if self.shared.is_shared => {
+                self.write_again(&mut batch, error)
+            }
+            other => other,
+        };
         self.tell_trouble(written.as_ref().err());
         if written.is_err() {
             // The journal failed. What only asks can still be answered if the journal can be read.
@@ -616,23 +661,6 @@ impl Desk {
         }
         self.in_doubt = true;
         Err(OpenError::OtherHistory { position: head.position, hash: head.hash })
-    }
-
-    /// After a failed append: whether the entries are in the journal after all. Looks a few times; an
-    /// error means that it is still not known.
-    fn is_in(&self, batch: &Batch) -> Result<bool, OpenError> {
-        const PAUSES_MS: [u64; 4] = [0, 20, 100, 400];
-        let Some(expected) = batch.expected() else { return Ok(false) };
-        let mut last = JournalError::Unknown("no look was taken".into());
-        for pause in PAUSES_MS {
-            std::thread::sleep(Duration::from_millis(pause));
-            let mut journal = lock(&self.journal);
-            match journal.reopen().and_then(|()| journal.read(expected.position, batch.fresh.len())) {
-                Ok(found) => return Ok(batch.is_what(&found)),
-                Err(error) => last = error,
-            }
-        }
-        Err(last.into())
     }
 
     /// Brings the state to what is really stored, after an append whose outcome was not learned.

@@ -47,6 +47,8 @@ struct Memory {
     /// How many looks at the head shall fail.
     failing_looks: Arc<Mutex<u32>>,
     gate: Arc<Gate>,
+    /// Whether no other process can append.
+    is_private: bool,
 }
 
 /// Lets appends through one by one where it is closed.
@@ -71,6 +73,10 @@ impl Gate {
 }
 
 impl Memory {
+    fn private() -> Self {
+        Self { is_private: true, ..Self::default() }
+    }
+
     fn head_now(&self) -> Head {
         let rows = self.rows.lock().unwrap();
         rows.last().map_or(Head::EMPTY, |row| Head { position: row.position, hash: row.hash })
@@ -124,7 +130,7 @@ impl Journal for Memory {
     }
 
     fn is_shared(&self) -> bool {
-        true
+        !self.is_private
     }
 }
 
@@ -258,7 +264,7 @@ fn digest(ledger: &Ledger) -> Hash {
 
 #[test]
 fn a_failed_append_leaves_nothing_behind_and_the_same_request_succeeds_later() {
-    let memory = Memory::default();
+    let memory = Memory::private();
     let (ledger, writer) = open(&memory, Clock::default());
     ask(&ledger, Command::Activate(shipped())).unwrap();
     ask(&ledger, fund(60_000)).unwrap();
@@ -291,8 +297,42 @@ fn an_append_whose_answer_was_lost_is_found_and_answered() {
 }
 
 #[test]
-fn while_the_journal_cannot_be_read_nothing_is_answered_and_then_everything_is() {
+fn entries_whose_append_failed_are_sent_again_where_others_may_have_appended() {
     let memory = Memory::default();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(600_000)).unwrap();
+    *memory.faults.lock().unwrap() = vec![Fault::Refuse, Fault::Refuse];
+    let made = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    assert!(!made.unchanged);
+    assert_eq!(memory.head_now().position, made.position);
+    writer.stop();
+}
+
+#[test]
+fn a_shared_journal_that_is_away_is_found_again_without_being_asked_for() {
+    let memory = Memory::default();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(600_000)).unwrap();
+    memory.faults.lock().unwrap().push(Fault::Unreadable);
+    assert!(matches!(ask(&ledger, make(1, 1, 1, Mode::Redeem)), Err(Failure::Unavailable)));
+    for _ in 0..1000 {
+        assert!(matches!(ask(&ledger, Command::Funds), Err(Failure::Unavailable)), "nobody waits");
+    }
+    *memory.unreadable.lock().unwrap() = false;
+    let began = std::time::Instant::now();
+    while ledger.trouble().is_some() {
+        assert!(began.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    writer.stop();
+}
+
+#[test]
+fn while_the_journal_cannot_be_read_nothing_is_answered_and_then_everything_is() {
+    let memory = Memory::private();
     let (ledger, writer) = open(&memory, Clock::default());
     ask(&ledger, Command::Activate(shipped())).unwrap();
     ask(&ledger, fund(600_000)).unwrap();
@@ -318,7 +358,7 @@ fn a_look_that_failed_is_taken_again_before_anything_is_answered() {
     let Ok(Outcome::Digest { position, .. }) = ask(&two, Command::Digest) else { panic!("a digest") };
     assert_eq!(position, memory.head_now().position);
     claim_at(ask(&one, make(2, 2, 2, Mode::Redeem)));
-    *memory.failing_looks.lock().unwrap() = 2;
+    *memory.failing_looks.lock().unwrap() = 1;
     let again = claim_at(ask(&two, make(2, 2, 2, Mode::Redeem)));
     assert!(again.unchanged);
     first.stop();
@@ -352,7 +392,7 @@ fn a_command_whose_entry_cannot_be_folded_fails_alone() {
 /// device of the batch; what happens to the batch's append is `fault`, and another process may come first.
 /// Gives what became of the batch's claim, of the one on top and of a question that came with it.
 fn on_top_of_a_batch(fault: Fault, another_comes_first: bool) -> [Result<Outcome, Failure>; 3] {
-    let memory = Memory::default();
+    let memory = Memory { is_private: !another_comes_first, ..Memory::default() };
     let (ledger, writer) = open(&memory, Clock::default());
     ask(&ledger, Command::Activate(shipped())).unwrap();
     ask(&ledger, fund(100_000_000)).unwrap();

@@ -89,6 +89,15 @@ pub(super) struct Shared {
     pub position: AtomicU64,
     /// What keeps the ledger from deciding.
     pub trouble: ArcSwapOption<&'static str>,
+    /// Whether other processes may append to the same journal.
+    pub is_shared: bool,
+}
+
+impl Shared {
+    /// Whether a journal that is shared is away: nobody is made to wait for it, and it is looked for.
+    pub fn is_away(&self) -> bool {
+        self.is_shared && self.trouble.load().is_some()
+    }
 }
 
 /// A handle on the ledger; cheap to clone.
@@ -134,6 +143,7 @@ impl Ledger {
             queued: AtomicUsize::new(0),
             position: AtomicU64::new(state.head().position),
             trouble: ArcSwapOption::empty(),
+            is_shared: journal.is_shared(),
         });
         let (queue, work) = crossbeam_channel::bounded(limits::QUEUE_COMMANDS_MAX);
         let mut desk = Desk::new(state, journal, clock, observer, Arc::clone(&shared))?;
@@ -167,7 +177,18 @@ impl Ledger {
         }
     }
 
+    /// The position of the journal's last entry at some moment after this was asked.
+    pub async fn look(&self) -> Result<u64, Failure> {
+        if self.shared.is_shared {
+            self.submit(Command::Look).await?;
+        }
+        Ok(self.position())
+    }
+
     fn enqueue(&self, work: Work) -> Result<(), Failure> {
+        if self.shared.is_away() {
+            return Err(Failure::Unavailable);
+        }
         let len = work.len();
         if self.shared.queued.fetch_add(len, Ordering::Relaxed) + len > limits::QUEUE_COMMANDS_MAX {
             self.shared.queued.fetch_sub(len, Ordering::Relaxed);

@@ -40,6 +40,13 @@ impl Place {
         Ok(Self { config })
     }
 
+    /// The same, where a server that cannot be written to, such as a standby, will do.
+    pub fn for_reading(&self) -> Self {
+        let mut config = self.config.clone();
+        config.target_session_attrs(TargetSessionAttrs::Any);
+        Self { config }
+    }
+
     /// A connection that gives up a statement after `statement` and waiting for a lock after `lock`. It is
     /// driven by the current runtime.
     ///
