@@ -20,3 +20,8 @@ pub mod shield;
 pub mod telemetry;
 pub mod time;
 pub mod verify;
+
+#[cfg(test)]
+#[expect(dead_code, reason = "the black-box tests use more of it")]
+#[path = "../tests/support/postgres.rs"]
+mod postgres_server;

@@ -23,6 +23,8 @@ pub const CONNECTIONS_MAX: usize = 4096;
 pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long a connection that is being closed is waited for.
 pub const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time, in seconds, for which requests are still served after the service was asked to stop.
+pub const DRAIN_S_MAX: u32 = 60;
 /// How long requests that have arrived are waited for when the service stops.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Items on a page of a list, at most and by default.
@@ -94,23 +96,34 @@ pub const FOLD_DROPS_MAX: usize = 64;
 /// Bytes in one journal entry.
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
 /// Entries read from the journal at a time.
-pub const JOURNAL_READ_ENTRIES_MAX: usize = 1024;
-/// Pages the embedded journal's write-ahead log may have before it is checkpointed.
-pub const JOURNAL_CHECKPOINT_PAGES: u32 = 4000;
+pub const JOURNAL_READ_ENTRIES_MAX: usize = 256;
+/// Bytes in a page of the embedded journal. An entry has some 1,400: two would fit into 4 KiB, and eleven
+/// fit into this.
+pub const JOURNAL_PAGE_BYTES: u32 = 16 * 1024;
+/// Bytes of entries after which the embedded journal's write-ahead log is carried over into its file.
+pub const JOURNAL_CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;
+/// Pages of it that the writer may be left with, so that it is not held up.
+pub const JOURNAL_CHECKPOINT_REST_PAGES: i64 = 32;
+/// Rounds in which the rest is brought down to that.
+pub const JOURNAL_CHECKPOINT_ROUNDS: usize = 8;
 /// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
 pub const JOURNAL_WAL_BYTES_KEPT: u32 = 64 * 1024 * 1024;
 /// How long PostgreSQL may take for anything.
 pub const POSTGRES_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest pause before connecting to PostgreSQL again.
 pub const POSTGRES_RETRY_MS_MAX: u64 = 1000;
+/// How long a connection to PostgreSQL is silent before it is asked whether it is still there.
+pub const POSTGRES_KEEPALIVE: Duration = Duration::from_secs(10);
 /// Connections on which entries are read.
 pub const POSTGRES_READERS: usize = 4;
+/// How long a process takes turns after another has appended before it.
+pub const CONTENTION: Duration = Duration::from_secs(1);
 /// How long one of several processes may go on appending before another has its turn.
 pub const TURN: Duration = Duration::from_millis(5);
 /// How long a process waits for its turn before it goes on without.
 pub const TURN_WAIT: Duration = Duration::from_millis(250);
-/// Batches of entries read from the journal that wait to be folded.
-pub const DECODED_BATCHES_MAX: usize = 2;
+/// Threads that decode entries while others are read and folded, at start.
+pub const DECODERS: usize = 2;
 /// Shards of the state's key index; each grows on its own, so that no growth is felt.
 pub const KEY_INDEX_SHARDS: usize = 4096;
 /// Claims in one chunk of the state's claim table.
@@ -119,8 +132,14 @@ pub const CLAIM_CHUNK: usize = 16 * 1024;
 pub const DIGEST_CLAIMS_MAX: usize = 256;
 /// Highest per-person limit a programme may set.
 pub const PERSON_LIMIT_MAX: u16 = 100;
+/// How often a journal that other processes share is looked for while it is away.
+pub const LEDGER_PROBE: Duration = Duration::from_millis(100);
 /// Times in a row that a batch is decided again because another process appended first.
 pub const WRITER_LOST_RACES_MAX: usize = 32;
+/// How often a process looks whether it still is as its journal says a process should be.
+pub const WATCH_PACE: Duration = Duration::from_secs(1);
+/// How far the machine's clock may be from PostgreSQL's.
+pub const CLOCK_DIFFERENCE_MAX: Duration = Duration::from_secs(2);
 /// How long a command may wait for its decision before the caller is told 503.
 pub const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -140,6 +159,8 @@ pub const BOOK_QUERIES_RUNNING_MAX: usize = 4;
 pub const BOOK_QUERIES_MAX: usize = 64;
 /// How long a connection to the book waits for a lock.
 pub const BOOK_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a transaction of the projector may take where the book is in PostgreSQL.
+pub const BOOK_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a list waits for the book to reach the journal's head.
 pub const BOOK_WAIT: Duration = Duration::from_secs(1);
 /// Time a query on the book may take.
@@ -239,6 +260,7 @@ pub const WORKERS_MAX: u32 = 256;
 pub const RATE_PER_SECOND_MAX: u32 = 1_000_000;
 
 const _: () = assert!(TURN.as_millis() < TURN_WAIT.as_millis());
+const _: () = assert!(TURN_WAIT.as_millis() < CONTENTION.as_millis());
 const _: () = assert!(TURN_WAIT.as_millis() < POSTGRES_TIMEOUT.as_millis());
 const _: () = assert!(DECISION_TIMEOUT.as_secs() < SHUTDOWN_TIMEOUT.as_secs());
 const _: () = assert!(BATCH_ITEMS_MAX <= WRITER_BATCH_COMMANDS_MAX);

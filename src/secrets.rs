@@ -2,6 +2,7 @@
 //! the journal's heads, and the keys a development data directory makes for itself. Nothing here
 //! prints a secret.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -215,10 +216,17 @@ fn tag_bytes<const N: usize>(tag: &hmac::Tag) -> [u8; N] {
 }
 
 /// The live hash keys: the one that new claims are kept under, and those that still count.
-#[derive(Debug)]
 pub struct HashKeys {
     writing: HashKey,
     checking: Vec<HashKey>,
+    check_values: Arc<BTreeMap<Arc<str>, Arc<str>>>,
+}
+
+impl fmt::Debug for HashKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { writing, checking, check_values: _ } = self;
+        f.debug_struct("HashKeys").field("writing", writing).field("checking", checking).finish()
+    }
 }
 
 impl HashKeys {
@@ -266,7 +274,11 @@ impl HashKeys {
             faults.push(format!("{writers} hash keys have use = \"write\"; exactly one must"));
         }
         match writing {
-            Some(writing) if faults.is_empty() => Ok(Self { writing, checking }),
+            Some(writing) if faults.is_empty() => {
+                let live = std::iter::once(&writing).chain(&checking);
+                let check_values = live.map(|key| (Arc::clone(&key.label), key.check_value().into()));
+                Ok(Self { check_values: Arc::new(check_values.collect()), writing, checking })
+            }
             _ => Err(faults),
         }
     }
@@ -279,6 +291,11 @@ impl HashKeys {
     /// All live keys, the writing one first.
     pub fn live(&self) -> impl Iterator<Item = &HashKey> {
         std::iter::once(&self.writing).chain(&self.checking)
+    }
+
+    /// The live keys by algorithm and id, each with its check value.
+    pub fn check_values(&self) -> &Arc<BTreeMap<Arc<str>, Arc<str>>> {
+        &self.check_values
     }
 
     /// The live key of this name.

@@ -103,6 +103,7 @@ const STATUS_SLOTS: usize = STATUSES.len() + 1;
 type RequestLabels = [(&'static str, &'static str); 2];
 type Requests = Family<RequestLabels, Histogram, Seconds>;
 type CodeLabels = [(&'static str, &'static str); 1];
+type ShieldLabels = [(&'static str, &'static str); 1];
 
 /// A gauge of whole numbers.
 pub type Level = Gauge<u64, AtomicU64>;
@@ -135,6 +136,8 @@ pub struct Metrics {
     pub journal_append_seconds: Histogram,
     /// Commands waiting for the writer.
     pub writer_queue_commands: Level,
+    /// 1 while the process may be used, else 0.
+    pub ready: Level,
     /// Position of the last durable entry this process knows.
     pub journal_position: Level,
     /// Position up to which the book is true.
@@ -145,7 +148,8 @@ pub struct Metrics {
     /// 1 from an audit that found a difference until one that finds none, else 0.
     pub audit_difference: Level,
     /// 1 while the shared shield is away and local limits stand alone, else 0.
-    pub shield_degraded: Level,
+    shield_degraded: Level,
+    shield: Family<ShieldLabels, Level>,
     /// Requests answered 429.
     pub rate_limited: Counter,
     /// JWKS files that could not be read or understood.
@@ -170,12 +174,14 @@ impl Metrics {
             writer_batch_entries: Histogram::new(ENTRIES),
             journal_append_seconds: Histogram::new(SECONDS),
             writer_queue_commands: Level::default(),
+            ready: Level::default(),
             journal_position: Level::default(),
             book_position: Level::default(),
             book_lag_entries: Level::default(),
             audit_position: Level::default(),
             audit_difference: Level::default(),
             shield_degraded: Level::default(),
+            shield: Family::default(),
             rate_limited: Counter::default(),
             jwks_reload_failures: Counter::default(),
             jwks_stale: Level::default(),
@@ -207,6 +213,7 @@ impl Metrics {
         );
         let levels = [
             ("writer_queue_commands", "Commands waiting for the writer", &metrics.writer_queue_commands),
+            ("ready", "1 while the process may be used", &metrics.ready),
             ("journal_position", "Position of the last durable entry", &metrics.journal_position),
             ("book_position", "Position up to which the book is true", &metrics.book_position),
             ("book_lag_entries", "Entries the book is behind the journal", &metrics.book_lag_entries),
@@ -222,6 +229,7 @@ impl Metrics {
         for (name, help, level) in levels {
             registry.register(name, help, level.clone());
         }
+        registry.register("shield", "1 for the shield in use", metrics.shield.clone());
         registry.register("rate_limited", "Requests answered 429", metrics.rate_limited.clone());
         registry.register(
             "jwks_reload_failures",
@@ -250,6 +258,12 @@ impl Metrics {
         if let Some(counter) = self.refusals.get(code) {
             counter.inc();
         }
+    }
+
+    /// Says which shield is in use, and whether local limits stand alone.
+    pub fn set_shield(&self, name: &'static str, is_degraded: bool) {
+        self.shield.get_or_create(&[("used", name)]).set(1);
+        self.shield_degraded.set(u64::from(is_degraded));
     }
 
     /// All metrics in the text format of Prometheus (OpenMetrics 1.0).
@@ -309,12 +323,22 @@ mod tests {
     }
 
     #[test]
+    fn the_shield_in_use_is_named_and_told_to_be_degraded() {
+        let metrics = metrics();
+        metrics.set_shield("redis", true);
+        let text = metrics.render();
+        assert!(text.contains("\nsubsidy_pos_shield{used=\"redis\"} 1\n"), "{text}");
+        assert!(text.contains("\nsubsidy_pos_shield_degraded 1\n"), "{text}");
+    }
+
+    #[test]
     fn everything_an_operator_watches_is_there_before_the_first_request() {
         let text = metrics().render();
         for name in [
             "writer_batch_entries_count",
             "journal_append_seconds_count",
             "writer_queue_commands",
+            "ready",
             "journal_position",
             "book_position",
             "audit_position",

@@ -46,6 +46,7 @@ const ROUTES: &[(&str, &str, For)] = &[
     ("get", "/v1/totals", For::Regulators),
     ("get", "/v1/journal", For::Regulators),
     ("get", "/v1/journal/head", For::Regulators),
+    ("get", "/digest", For::Operators),
     ("get", "/metrics", For::Operators),
     ("get", "/healthz", For::Everyone),
     ("get", "/readyz", For::Everyone),

@@ -1,5 +1,6 @@
 //! Many claims in one request.
 
+use crate::support::service::also_on_postgres;
 use crate::support::{Caller, Sale, Service, Value, fresh_key, json};
 
 fn item(key: &str, sale: &Sale) -> Value {
@@ -125,3 +126,9 @@ fn a_malformed_envelope_is_refused_whole() {
     }
     assert!(till.list("/v1/claims").is_empty(), "nothing of them was done");
 }
+
+also_on_postgres!(
+    five_hundred_claims_are_made_in_order,
+    every_item_stands_on_its_own,
+    twins_within_a_batch_replay,
+);

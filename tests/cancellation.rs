@@ -1,5 +1,6 @@
 //! The reversal for a lost answer.
 
+use crate::support::service::also_on_postgres;
 use crate::support::{Service, at_once, fen, fresh_key, json};
 
 #[test]
@@ -154,3 +155,13 @@ fn a_malformed_key_is_named() {
         assert_eq!(till.post("/v1/claims/cancel", &bad).pointers(), ["/idempotency_key"], "{bad}");
     }
 }
+
+also_on_postgres!(
+    a_claim_cancelled_after_it_was_made_is_as_if_it_had_never_been,
+    a_key_cancelled_before_its_claim_refuses_the_late_original,
+    a_cancel_that_meets_its_claim_in_flight_is_decided_after_or_before_it_but_never_half,
+    there_is_nothing_to_cancel_of_a_claim_that_has_ended,
+    a_claim_can_be_cancelled_for_a_day,
+    a_hold_that_was_redeemed_is_cancelled_by_the_key_it_was_made_with,
+    only_the_one_who_used_a_key_cancels_what_it_stands_for,
+);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::support::client::id_of;
 use crate::support::journal::Fold;
+use crate::support::service::also_on_postgres;
 use crate::support::{Answer, Random, Sale, Service, Value, fresh_key, json};
 
 /// What a till knows of one claim.
@@ -121,3 +122,5 @@ fn fifty_kills_under_load_lose_and_double_nothing() {
     assert!(service.stop().success());
     service.must_verify();
 }
+
+also_on_postgres!(fifty_kills_under_load_lose_and_double_nothing,);

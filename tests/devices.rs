@@ -1,6 +1,7 @@
 //! One device, one live claim.
 
 use crate::support::identifiers::{barcode_of, fresh_imei, fresh_number, full_width};
+use crate::support::service::also_on_postgres;
 use crate::support::{Service, at_once, json};
 
 const TAKEN: &str = "device-already-subsidised";
@@ -162,3 +163,13 @@ fn one_order_line_has_one_live_claim() {
     let answers = at_once(20, |index| till.claim(&sales[index]).status);
     assert_eq!(answers.iter().filter(|status| **status == 201).count(), 1);
 }
+
+also_on_postgres!(
+    fifty_claims_for_one_device_pay_once,
+    another_product_code_of_the_same_manufacturer_does_not_make_a_new_device,
+    any_imei_in_common_makes_it_the_same_device,
+    the_limit_holds_over_programmes_and_categories,
+    what_ends_a_claim_frees_its_device,
+    an_old_device_is_traded_in_once,
+    one_order_line_has_one_live_claim,
+);

@@ -1,6 +1,7 @@
 //! No fund below zero, and the right fund pays.
 
 use crate::support::journal::Fold;
+use crate::support::service::also_on_postgres;
 use crate::support::service::fund_body;
 use crate::support::{Caller, Service, Value, at_once, fen, fresh_key, json};
 
@@ -239,3 +240,14 @@ fn malformed_funds_are_refused_with_every_fault() {
     regulator.get("/v1/funds/no-such-fund").must_refuse("fund-not-found");
     regulator.post("/v1/funds/no-such-fund/freeze", &json!({})).must_refuse("fund-not-found");
 }
+
+also_on_postgres!(
+    a_fund_of_2000_yuan_under_forty_claims_of_2000_yuan_at_once_pays_one,
+    an_exhausted_fund_names_the_alternatives_and_the_till_may_take_one,
+    the_most_specific_fund_pays_and_no_wider_one_steps_in,
+    a_fund_pays_for_sales_of_its_days_only,
+    freezing_stops_new_claims_only,
+    a_budget_never_falls_below_what_is_held_and_redeemed,
+    claims_and_adjustments_at_once_never_overdraw_a_fund,
+    two_funds_of_one_programme_and_region_do_not_overlap,
+);

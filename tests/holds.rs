@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::support::service::also_on_postgres;
 use crate::support::{Service, at_once, eventually, fen, instant, json};
 
 #[test]
@@ -176,3 +177,15 @@ fn an_expired_hold_is_released_and_not_redeemed_in_the_same_moment_by_everyone()
     assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 1);
     service.must_verify();
 }
+
+also_on_postgres!(
+    a_hold_reserves_money_and_is_redeemed_with_its_device,
+    twenty_redemptions_of_one_hold_at_once_redeem_it_once,
+    redeeming_and_releasing_at_once_come_to_one_of_both,
+    a_hold_that_named_its_device_keeps_it,
+    a_device_sold_elsewhere_meanwhile_cannot_be_bound,
+    giving_a_hold_back_can_be_repeated,
+    a_hold_expires_when_its_time_is_over,
+    a_hold_expires_by_itself_while_nobody_asks,
+    an_expired_hold_is_released_and_not_redeemed_in_the_same_moment_by_everyone,
+);

@@ -1,5 +1,6 @@
 //! Same key, same answer.
 
+use crate::support::service::also_on_postgres;
 use crate::support::{Answer, Sale, Service, Value, at_once, fresh_key, instant, json};
 
 #[test]
@@ -261,3 +262,16 @@ fn forty_adjustments_at_once_under_one_key_are_made_once() {
     assert_eq!(made, 1);
     assert_eq!(regulator.fund(&fund)["budget"], "110.00");
 }
+
+also_on_postgres!(
+    fifty_identical_posts_at_once_make_one_claim_and_every_retry_gets_its_bytes,
+    a_key_used_with_other_content_is_refused_and_changes_nothing,
+    content_is_compared_by_its_meaning,
+    keys_belong_to_a_retailer_and_to_who_speaks_for_it,
+    a_replay_is_the_creating_answer_whatever_has_become_of_the_claim,
+    a_refusal_is_not_kept_so_the_key_may_be_tried_again,
+    the_key_of_a_released_hold_is_free_again_after_thirty_days,
+    the_key_of_a_redeemed_claim_is_remembered_for_ever,
+    opening_and_adjusting_a_fund_twice_under_one_key_does_it_once,
+    forty_adjustments_at_once_under_one_key_are_made_once,
+);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::support::service::also_on_postgres;
 use crate::support::{Caller, Service, Value, eventually, instant, json};
 
 fn ids(items: &[Value]) -> Vec<String> {
@@ -208,3 +209,10 @@ fn programmes_and_funds_are_listed_as_lists_are() {
 fn page_of(caller: &Caller, path: &str) -> Value {
     caller.get(path).must_be(200)
 }
+
+also_on_postgres!(
+    claims_are_listed_newest_first_and_every_page_follows_the_last,
+    a_list_shows_what_was_answered_before_it_was_asked_for,
+    claims_are_found_by_each_filter_and_by_all_together,
+    a_cursor_is_bound_to_its_caller_and_its_filters,
+);

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::client::id_of;
 use crate::support::identifiers::{fifteen_digits, fresh_barcode, fresh_resident_id};
+use crate::support::service::also_on_postgres;
 use crate::support::{
     Answer, Caller, Options, Random, Sale, Service, Timestamp, Value, fen, fresh_key, fresh_number, instant,
     json, yuan,
@@ -1083,3 +1084,5 @@ fn ten_thousand_random_commands_come_out_as_a_simple_model_says() {
         }
     }
 }
+
+also_on_postgres!(ten_thousand_random_commands_come_out_as_a_simple_model_says,);

@@ -1,6 +1,7 @@
 //! A person gets what the programme allows, however their document is written.
 
 use crate::support::identifiers::{fifteen_digits, fresh_resident_id, full_width};
+use crate::support::service::also_on_postgres;
 use crate::support::{Options, Sale, Service, at_once, instant};
 
 #[test]
@@ -164,3 +165,12 @@ fn what_ends_a_claim_gives_the_entitlement_back() {
     till.claimed(&service.sale().resident(&id_number));
     till.claim(&service.sale().resident(&id_number)).must_refuse("consumer-limit-reached");
 }
+
+also_on_postgres!(
+    fifty_keys_for_one_person_make_one_claim,
+    the_limit_holds_over_retailers_and_platforms,
+    other_categories_are_counted_apart,
+    the_year_of_the_sale_counts_not_that_of_the_claim,
+    the_limit_counts_over_all_programmes,
+    what_ends_a_claim_gives_the_entitlement_back,
+);

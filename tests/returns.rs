@@ -1,5 +1,6 @@
 //! The goods came back.
 
+use crate::support::service::also_on_postgres;
 use crate::support::{Service, at_once, fen, json};
 
 #[test]
@@ -62,3 +63,5 @@ fn a_return_is_possible_long_after_programme_and_fund_have_closed() {
     till.act(&claim, "return", &body).must_be(200);
     assert_eq!(fen(&service.regulator().fund(&fund)["redeemed"]), before - 60_000);
 }
+
+also_on_postgres!(a_return_gives_the_money_back_once, when_the_goods_came_back_is_not_compared_on_retry,);

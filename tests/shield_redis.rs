@@ -1,10 +1,6 @@
 //! The shield's contract, kept by every shield; and the shared one on real servers that are stopped,
 //! killed, emptied and filled with nonsense.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::Either;
@@ -12,114 +8,18 @@ use subsidy_pos::identity::Uscc;
 use subsidy_pos::shield::local::Local;
 use subsidy_pos::shield::redis::{Redis, Settings, StartError};
 use subsidy_pos::shield::{Admission, Limit, Mark, Marked, RateKey, Shield};
-use tempfile::TempDir;
+
+use crate::support::redis::{NONSENSE, Server, free_port};
 
 /// How long an answer of Redis is waited for here: longer than in a shop, as tests share their machine.
 const TIMEOUT: Duration = Duration::from_millis(100);
 const SALT: [u8; 16] = *b"a journal's id..";
 const MALL: RateKey<'_> = RateKey::Platform("mall");
 
-/// A server of its own, stopped with the test.
-struct Server {
-    port: u16,
-    options: Vec<String>,
-    directory: TempDir,
-    process: Option<Child>,
-}
-
 impl Server {
-    fn start() -> Self {
-        Self::with(None, &[])
-    }
-
-    /// On this port, or on any.
-    fn with(port: Option<u16>, options: &[&str]) -> Self {
-        let options = options.iter().map(|&option| option.to_owned()).collect();
-        let directory = TempDir::new().unwrap();
-        let mut server = Self { port: port.unwrap_or_else(free_port), options, directory, process: None };
-        while !server.is_run() {
-            // Someone has taken the port in the meantime.
-            server.port = port.unwrap_or_else(free_port);
-        }
-        server
-    }
-
-    fn run(&mut self) {
-        assert!(self.is_run(), "nobody else takes port {}", self.port);
-    }
-
-    /// Runs it; says whether it could have its port.
-    fn is_run(&mut self) -> bool {
-        let process = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
-            .args(["--save", "", "--appendonly", "no"])
-            .args(&self.options)
-            .current_dir(self.directory.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("redis-server is installed");
-        self.process = Some(process);
-        let mut has_ended = false;
-        eventually(Duration::from_secs(20), || {
-            has_ended = self.process.as_mut().unwrap().try_wait().unwrap().is_some();
-            let is_there = || TcpStream::connect(("127.0.0.1", self.port)).is_ok();
-            has_ended || (is_there() && !self.say("PING").contains("LOADING"))
-        });
-        !has_ended
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().unwrap();
-            process.wait().unwrap();
-        }
-    }
-
-    /// Stops it in its tracks, or lets it go on.
-    fn signal(&self, signal: &str) {
-        let id = self.process.as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
-    }
-
-    /// Says a line, and reads the first line of the answer.
-    fn say(&self, line: &str) -> String {
-        self.say_all(&[line]).pop().unwrap()
-    }
-
-    fn say_all(&self, lines: &[&str]) -> Vec<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        let mut answers = BufReader::new(stream.try_clone().unwrap());
-        let answer = |line: &&str| {
-            stream.write_all(format!("{line}\r\n").as_bytes()).unwrap();
-            let mut answer = String::new();
-            answers.read_line(&mut answer).unwrap();
-            answer.trim_end().to_owned()
-        };
-        lines.iter().map(answer).collect()
-    }
-
-    fn client(&self) -> redis::Connection {
-        redis::Client::open(self.url()).unwrap().get_connection().unwrap()
-    }
-
-    fn keys(&self) -> Vec<String> {
-        redis::cmd("KEYS").arg("*").query(&mut self.client()).unwrap()
-    }
-
-    fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
     /// A process's shield on this server.
     fn shield(&self, limit: Limit) -> Redis {
         shield(&[self.url()], limit).unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 
@@ -137,20 +37,6 @@ fn shield(nodes: &[String], limit: Limit) -> Result<Redis, StartError> {
 
 const fn limit(per_second: u32, burst: u32) -> Limit {
     Limit { per_second, burst }
-}
-
-/// A port that nobody listens on, below those that the machine gives to whoever connects somewhere: one of
-/// these could be taken at any moment, even by its own caller.
-fn free_port() -> u16 {
-    const PORTS: u16 = 12_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = u16::try_from(std::process::id() % u32::from(PORTS)).unwrap();
-    loop {
-        let port = 20_000 + start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
 }
 
 #[track_caller]
@@ -377,26 +263,8 @@ async fn nonsense_under_its_keys_is_replaced_and_neither_opens_the_gate_nor_shut
     requests_to_all(&shields, &[3, 5], Duration::from_secs(1)).await;
     let keys = server.keys();
     assert_eq!(keys.len(), 2);
-    for nonsense in [
-        &["SET", "{}", "nonsense"][..],
-        &["SET", "{}", "99999999999999999999999"],
-        &["SET", "{}", "-5"],
-        &["SET", "{}", "inf"],
-        &["SET", "{}", "nan"],
-        &["SETRANGE", "{}", "1000000", "x"],
-        &["LPUSH", "{}", "1", "2"],
-        &["HSET", "{}", "0123456789abcdef", "nonsense", "f", "9", "0123456789abcdee", "99999999999999999 x"],
-        &["ZADD", "{}", "1", "x"],
-    ] {
-        for key in &keys {
-            let mut command = redis::cmd(nonsense[0]);
-            for argument in &nonsense[1..] {
-                command.arg(argument.replace("{}", key));
-            }
-            let mut both = redis::pipe();
-            both.atomic().cmd("DEL").arg(key).add_command(command);
-            let _: redis::Value = both.query(&mut server.client()).unwrap();
-        }
+    for nonsense in NONSENSE {
+        server.poison(&keys, nonsense);
         let allowed = requests_to_all(&shields, &[3, 5], Duration::from_secs(1)).await;
         assert!((40..=65).contains(&allowed), "{nonsense:?}: {allowed} in a second of 50");
         assert!(shields.iter().all(|shield| !shield.is_degraded()), "{nonsense:?}");

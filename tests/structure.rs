@@ -181,7 +181,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("claim", &["identity", "limits", "money", "programme", "time"]),
     ("rules", &["identity", "limits", "money", "programme", "time"]),
     ("clock", &["time"]),
-    ("journal", &["ledger::entry", "limits", "telemetry"]),
+    ("journal", &["ledger::entry", "limits", "telemetry", "time"]),
     (
         "ledger",
         &[

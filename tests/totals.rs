@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::support::journal::{Fold, day};
+use crate::support::service::also_on_postgres;
 use crate::support::{Caller, Random, Sale, Service, Value, fen, json, yuan};
 
 /// Items and money, by what is counted.
@@ -246,3 +247,9 @@ fn the_journal_can_be_read_and_checked_by_anyone_who_may() {
         assert_eq!(regulator.get(&format!("/v1/journal?{bad}")).status, 400, "{bad}");
     }
 }
+
+also_on_postgres!(
+    totals_equal_a_fold_of_the_journal_however_they_are_grouped,
+    a_regulator_of_some_regions_gets_the_totals_of_these,
+    the_journal_can_be_read_and_checked_by_anyone_who_may,
+);

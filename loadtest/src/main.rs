@@ -32,10 +32,6 @@ use process::Workplace;
 use script::Shares;
 use subject::Generator;
 
-/// The service's own, so that the ceiling is not held back by another.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 #[derive(Debug, Parser)]
 #[command(about = "Measures subsidy-pos. Without a command: the comparison, in less than ten minutes.")]
 struct Arguments {

@@ -4,7 +4,7 @@
 //! It answers two kinds of question, lists of claims and totals, each as of a position of the journal.
 //! Lists point at journal entries and hold no content of their own. The [`projector`] feeds the book a
 //! moment behind the journal; [`batch`] and [`cube`] work out what entries do to it, without a
-//! database; [`sqlite`] keeps it.
+//! database; `sqlite` and `postgres` keep it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,7 +20,9 @@ use crate::time::Day;
 
 pub mod batch;
 pub mod cube;
+pub mod postgres;
 pub mod projector;
+mod sql;
 pub mod sqlite;
 
 #[cfg(test)]

@@ -1,16 +1,9 @@
 //! The book in a SQLite file.
 //!
-//! Built for writing: claims are rows of integers in the order of the journal, and the only indexes on
-//! random keys are cut into runs of 65,536 positions, so that adding a claim touches pages that are in
-//! memory however large the book is. A lookup probes the runs one after the other, newest first, which
-//! is the order in which lists are wanted. Days are ranges of positions, because the times of entries
-//! never fall.
-//!
 //! The file commits lazily but never tears (WAL, `synchronous=NORMAL`): a loss of power can cost the
 //! last seconds, which the projector carries in again. Only the projector writes and checkpoints.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,42 +11,27 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
-use hashbrown::HashMap;
-use hashbrown::hash_map::Entry;
 use rusqlite::config::DbConfig;
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+    params_from_iter,
 };
-use serde::Deserialize;
-use serde::de::value::BorrowedStrDeserializer;
-use tokio::sync::Semaphore;
 use tracing::warn;
 
-use super::batch::{Batch, Standing, older_claims, order_key, sn_key};
-use super::cube::{Cell, Counters, Cube, Facets, Facts, Tally};
+use super::batch::{Batch, older_claims};
+use super::cube::Cube;
 use super::projector::{Feed, Tables, TablesError};
-use super::{
-    Basis, Book, BookError, ClaimPointer, ClaimsQuery, Dimension, Group, Page, Scope, Totals, TotalsQuery,
+use super::sql::{
+    ADD_TO_TOTAL, CLAIM, FORMAT, Kind, Names, Queries, RUN, ReadFault, STANDING, Snapshot, Source, garbled,
+    integer, moves,
 };
-use crate::claim::Status;
-use crate::identity::RegionCode;
+use super::{Book, BookError, ClaimsQuery, Page, Totals, TotalsQuery};
 use crate::journal::Head;
 use crate::ledger::Stored;
-use crate::ledger::entry::Hash;
 use crate::limits;
-use crate::money::Fen;
-use crate::time::Day;
 
 /// The name of the book's file in the data directory.
 pub const FILE: &str = "book.db";
-
-/// The format of the tables; a file of another is dropped and rebuilt.
-const FORMAT: i64 = 1;
-
-/// Positions in one run of an index, as a power of two. Short runs make writing cheap (a batch of some
-/// thousands shares the 400 pages of a run), long ones lookups (one probe, some microseconds, for each
-/// run). Tests use very short ones, so that a small journal has many.
-const RUN: u32 = if cfg!(test) { 6 } else { 16 };
 
 /// The tables; `RUN` stands for the number.
 const SCHEMA: &str = "
@@ -97,13 +75,13 @@ pub fn open(path: &Path, feed: Feed) -> Result<(SqliteTables, SqliteBook), Table
         }
         Err(other) => return Err(other),
     }
-    Ok((tables, SqliteBook { shared }))
+    Ok((tables, SqliteBook { shared, queries: Arc::default() }))
 }
 
 /// All totals of the book at `path` and the position they are true at, read beside whoever writes it.
 pub fn read_cube(path: &Path) -> Result<(u64, Cube), BookError> {
     let shared = Shared::new(path, Feed::new());
-    shared.read(None, |snapshot| snapshot.cube()).map_err(|fault| shared.report(fault))
+    shared.read(None, |source, as_of| Snapshot { source, as_of }.cube())
 }
 
 // --- What both sides share ---
@@ -115,47 +93,6 @@ struct Shared {
     /// Held by each query, and alone by whoever replaces the file.
     file: RwLock<()>,
     idle: Mutex<Vec<Connection>>,
-    running: Arc<Semaphore>,
-    admitted: Arc<Semaphore>,
-}
-
-/// Every kind of name, with its number in the table `names`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-enum Kind {
-    Retailer = 1,
-    Platform = 2,
-    Category = 3,
-    Programme = 4,
-    Fund = 5,
-}
-
-const fn status_number(status: Status) -> i64 {
-    match status {
-        Status::Held => 0,
-        Status::Redeemed => 1,
-        Status::Released => 2,
-        Status::Expired => 3,
-        Status::Cancelled => 4,
-        Status::Returned => 5,
-    }
-}
-
-/// Positions fit: 2^63 entries are more than a journal can hold.
-const fn integer(position: u64) -> i64 {
-    position.cast_signed()
-}
-
-/// The value whose text form is `name`.
-fn named<'de, T: Deserialize<'de>>(name: &'de str) -> Option<T> {
-    T::deserialize(BorrowedStrDeserializer::<serde::de::value::Error>::new(name)).ok()
-}
-
-fn region_number(region: RegionCode) -> i64 {
-    region.as_str().bytes().fold(0, |number, digit| number * 10 + i64::from(digit - b'0'))
-}
-
-fn region_numbered(number: i64) -> Option<RegionCode> {
-    named(&format!("{number:06}"))
 }
 
 fn is_damage(error: &rusqlite::Error) -> bool {
@@ -180,21 +117,10 @@ pub struct SqliteTables {
     names: Option<Names>,
 }
 
-#[derive(Debug, Default)]
-struct Names {
-    ids: HashMap<Kind, HashMap<Arc<str>, i64>>,
-    names: HashMap<i64, Arc<str>>,
-    last: i64,
-}
-
 impl From<rusqlite::Error> for TablesError {
     fn from(error: rusqlite::Error) -> Self {
         if is_damage(&error) { Self::Unfit(error.to_string()) } else { Self::Unavailable(error.to_string()) }
     }
-}
-
-fn garbled(what: &str) -> TablesError {
-    TablesError::Unfit(format!("{what} cannot be read"))
 }
 
 impl SqliteTables {
@@ -217,17 +143,18 @@ impl SqliteTables {
         }
         let names = match names {
             Some(names) => names,
-            None => names.insert(Names::load(&transaction)?),
+            None => names.insert(load_names(&transaction)?),
         };
         let mut older = BTreeMap::new();
         for made in older_claims(entries) {
-            if let Some(standing) = names.standing(&transaction, made)? {
-                older.insert(made, standing);
+            let sql = format!("SELECT {STANDING} FROM claims WHERE made = ?1");
+            let mut statement = transaction.prepare_cached(&sql)?;
+            if let Some(row) = statement.query_row([integer(made)], numbers).optional()? {
+                older.extend([names.standing(row)?]);
             }
         }
         let batch = Batch::fold(entries, older)?;
-        write_claims(&transaction, names, &batch)?;
-        write_totals(&transaction, names, &batch.cube)?;
+        write(&transaction, names, &batch)?;
         for (day, first) in &batch.days {
             transaction
                 .prepare_cached("INSERT INTO days VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
@@ -278,9 +205,10 @@ impl Tables for SqliteTables {
 }
 
 fn head_of(connection: &Connection) -> Result<Head, TablesError> {
-    let Some((position, hash)) = read_head(connection)? else { return Ok(Head::EMPTY) };
-    let position = u64::try_from(position).map_err(|_| garbled("the head"))?;
-    Ok(Head { position, hash: Hash::from_slice(&hash).ok_or_else(|| garbled("the head"))? })
+    match read_head(connection)? {
+        Some((position, hash)) => super::sql::head(position, &hash),
+        None => Ok(Head::EMPTY),
+    }
 }
 
 fn connect_to_write(path: &Path) -> Result<Connection, TablesError> {
@@ -311,146 +239,45 @@ fn connect_to_write(path: &Path) -> Result<Connection, TablesError> {
     Ok(connection)
 }
 
-impl Names {
-    fn load(transaction: &Transaction<'_>) -> Result<Self, TablesError> {
-        let mut names = Self::default();
-        let mut statement = transaction.prepare_cached("SELECT id, kind, name FROM names")?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let (id, kind, name): (i64, i64, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            let kind = [Kind::Retailer, Kind::Platform, Kind::Category, Kind::Programme, Kind::Fund]
-                .into_iter()
-                .find(|known| *known as i64 == kind)
-                .ok_or_else(|| garbled("a name"))?;
-            names.insert(id, kind, name.into());
-        }
-        Ok(names)
+fn load_names(transaction: &Transaction<'_>) -> Result<Names, TablesError> {
+    let mut names = Names::default();
+    let mut statement = transaction.prepare_cached("SELECT id, kind, name FROM names")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        names.know(row.get(0)?, row.get(1)?, row.get_ref(2)?.as_str().map_err(|_| garbled("a name"))?)?;
     }
-
-    fn insert(&mut self, id: i64, kind: Kind, name: Arc<str>) {
-        self.ids.entry(kind).or_default().insert(Arc::clone(&name), id);
-        self.names.insert(id, name);
-        self.last = self.last.max(id);
-    }
-
-    /// The number that stands for `name`; a new one is written down.
-    fn id(&mut self, transaction: &Transaction<'_>, kind: Kind, name: &str) -> rusqlite::Result<i64> {
-        if let Some(id) = self.ids.get(&kind).and_then(|ids| ids.get(name)) {
-            return Ok(*id);
-        }
-        let id = self.last + 1;
-        transaction.prepare_cached("INSERT INTO names VALUES (?1, ?2, ?3)")?.execute(params![
-            id,
-            kind as i64,
-            name
-        ])?;
-        self.insert(id, kind, name.into());
-        Ok(id)
-    }
-
-    fn name<'a, T: Deserialize<'a>>(&'a self, id: i64) -> Result<T, TablesError> {
-        self.names.get(&id).and_then(|name| named(name)).ok_or_else(|| garbled("a name"))
-    }
-
-    /// The claim made at `made` as it stands, if the book has it.
-    fn standing(&self, transaction: &Transaction<'_>, made: u64) -> Result<Option<Standing>, TablesError> {
-        let mut statement = transaction.prepare_cached(
-            "SELECT last, status, sn_key, region, category, retailer, programme, fund, sale_day, price_fen,
-                subsidy_fen FROM claims WHERE made = ?1",
-        )?;
-        let mut rows = statement.query([integer(made)])?;
-        let Some(row) = rows.next()? else { return Ok(None) };
-        let status: i64 = row.get(1)?;
-        Ok(Some(Standing {
-            last: u64::try_from(row.get::<_, i64>(0)?).map_err(|_| garbled("a position"))?,
-            status: Status::ALL
-                .into_iter()
-                .find(|known| status_number(*known) == status)
-                .ok_or_else(|| garbled("a status"))?,
-            sn_key: row.get(2)?,
-            facts: Facts {
-                facets: Facets {
-                    region_code: region_numbered(row.get(3)?).ok_or_else(|| garbled("a region"))?,
-                    category: self.name(row.get(4)?)?,
-                    retailer: self.name(row.get(5)?)?,
-                    programme: self.name(row.get(6)?)?,
-                    fund: self.name(row.get(7)?)?,
-                },
-                sale_day: Day::from_number(row.get(8)?),
-                price: Fen::new(row.get(9)?),
-                subsidy: Fen::new(row.get(10)?),
-            },
-        }))
-    }
+    Ok(names)
 }
 
-fn write_claims(transaction: &Transaction<'_>, names: &mut Names, batch: &Batch) -> rusqlite::Result<()> {
-    let mut insert = transaction.prepare_cached(
-        "INSERT INTO claims (made, last, status, retailer, platform, category, region, programme, fund,
-            sale_day, price_fen, subsidy_fen, order_key, sn_key)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
-    )?;
-    for (made, claim) in &batch.made {
-        let Standing { last, status, sn_key, facts } = &claim.standing;
-        let Facts { facets, sale_day, price, subsidy } = facts;
-        let mut id = |kind, name| names.id(transaction, kind, name);
-        insert.execute(params![
-            integer(*made),
-            integer(*last),
-            status_number(*status),
-            id(Kind::Retailer, facets.retailer.as_str())?,
-            claim.platform.as_ref().map(|platform| id(Kind::Platform, platform)).transpose()?,
-            id(Kind::Category, facets.category.as_str())?,
-            region_number(facets.region_code),
-            id(Kind::Programme, facets.programme.as_str())?,
-            id(Kind::Fund, facets.fund.as_str())?,
-            sale_day.number(),
-            price.get(),
-            subsidy.get(),
-            claim.order_key,
-            sn_key,
-        ])?;
+/// A row of numbers, some of which may be missing.
+fn numbers<const N: usize>(row: &rusqlite::Row<'_>) -> rusqlite::Result<[Option<i64>; N]> {
+    let mut numbers = [None; N];
+    for (column, number) in numbers.iter_mut().enumerate() {
+        *number = row.get(column)?;
+    }
+    Ok(numbers)
+}
+
+fn write(transaction: &Transaction<'_>, names: &mut Names, batch: &Batch) -> rusqlite::Result<()> {
+    let (claims, totals) = (names.claims(batch), names.totals(&batch.cube));
+    let mut insert = transaction.prepare_cached("INSERT INTO names VALUES (?1, ?2, ?3)")?;
+    for (id, kind, name) in names.take_fresh() {
+        insert.execute(params![id, kind as i64, name])?;
+    }
+    let sql = format!("INSERT INTO claims ({CLAIM}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)");
+    let mut insert = transaction.prepare_cached(&sql)?;
+    for row in claims {
+        insert.execute(params_from_iter(row))?;
     }
     let mut update = transaction
         .prepare_cached("UPDATE claims SET last = ?2, status = ?3, sn_key = ?4 WHERE made = ?1")?;
-    for (made, Standing { last, status, sn_key, .. }) in &batch.moved {
-        update.execute(params![integer(*made), integer(*last), status_number(*status), sn_key])?;
+    for row in moves(batch) {
+        update.execute(params_from_iter(row))?;
     }
-    Ok(())
-}
-
-fn write_totals(transaction: &Transaction<'_>, names: &mut Names, cube: &Cube) -> rusqlite::Result<()> {
-    let mut add = transaction.prepare_cached(
-        "INSERT INTO totals VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
-         ON CONFLICT DO UPDATE SET
-            held_items = held_items + excluded.held_items, held_fen = held_fen + excluded.held_fen,
-            redeemed_items = redeemed_items + excluded.redeemed_items,
-            redeemed_fen = redeemed_fen + excluded.redeemed_fen,
-            returned_items = returned_items + excluded.returned_items,
-            returned_fen = returned_fen + excluded.returned_fen,
-            cancelled_items = cancelled_items + excluded.cancelled_items,
-            cancelled_fen = cancelled_fen + excluded.cancelled_fen, sales_fen = sales_fen + excluded.sales_fen",
-    )?;
-    for (Cell { day, sale_day, facets }, counters) in cube.cells() {
-        let mut id = |kind, name| names.id(transaction, kind, name);
-        add.execute(params![
-            day.number(),
-            sale_day.number(),
-            region_number(facets.region_code),
-            id(Kind::Category, facets.category.as_str())?,
-            id(Kind::Retailer, facets.retailer.as_str())?,
-            id(Kind::Programme, facets.programme.as_str())?,
-            id(Kind::Fund, facets.fund.as_str())?,
-            counters.held.items,
-            counters.held.money.get(),
-            counters.redeemed.items,
-            counters.redeemed.money.get(),
-            counters.returned.items,
-            counters.returned.money.get(),
-            counters.cancelled.items,
-            counters.cancelled.money.get(),
-            counters.sales.get(),
-        ])?;
+    let sql = format!("INSERT INTO totals VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) {ADD_TO_TOTAL}");
+    let mut add = transaction.prepare_cached(&sql)?;
+    for row in totals {
+        add.execute(params_from_iter(row))?;
     }
     Ok(())
 }
@@ -461,39 +288,64 @@ fn write_totals(transaction: &Transaction<'_>, names: &mut Names, cube: &Cube) -
 #[derive(Clone, Debug)]
 pub struct SqliteBook {
     shared: Arc<Shared>,
-}
-
-/// Why a query failed, before it is put into words for the caller.
-enum ReadFault {
-    Sqlite(rusqlite::Error),
-    Garbled(&'static str),
-    TooSlow,
-    TooManyRows,
+    queries: Arc<Queries>,
 }
 
 impl From<rusqlite::Error> for ReadFault {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Sqlite(error)
+        if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) {
+            return Self::TooSlow;
+        }
+        if is_damage(&error) {
+            Self::Damaged(error.to_string())
+        } else {
+            Self::Unavailable(error.to_string())
+        }
     }
 }
 
-/// A snapshot of the book and the bounds of the query that reads it.
-struct Snapshot<'a> {
+/// A transaction that reads, and until when it may.
+struct Reading<'a> {
     transaction: Transaction<'a>,
-    as_of: u64,
     deadline: Option<Instant>,
+}
+
+impl Source for Reading<'_> {
+    fn integers(&self, sql: &str, values: &[i64]) -> Result<Vec<Vec<i64>>, ReadFault> {
+        let mut statement = self.transaction.prepare_cached(sql)?;
+        let columns = statement.column_count();
+        let mut rows = statement.query(params_from_iter(values))?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.push((0..columns).map(|column| row.get(column)).collect::<rusqlite::Result<_>>()?);
+        }
+        Ok(found)
+    }
+
+    fn id(&self, kind: Kind, name: &str) -> Result<Option<i64>, ReadFault> {
+        let mut statement =
+            self.transaction.prepare_cached("SELECT id FROM names WHERE kind = ?1 AND name = ?2")?;
+        Ok(statement.query_row(params![kind as i64, name], |row| row.get(0)).optional()?)
+    }
+
+    fn name(&self, id: i64) -> Result<String, ReadFault> {
+        let mut statement = self.transaction.prepare_cached("SELECT name FROM names WHERE id = ?1")?;
+        let name = statement.query_row([id], |row| row.get(0)).optional()?;
+        name.ok_or(ReadFault::Garbled("a name"))
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    fn using(&self, index: Option<&'static str>) -> String {
+        index.map_or_else(|| "NOT INDEXED".to_owned(), |index| format!("INDEXED BY {index}"))
+    }
 }
 
 impl Shared {
     fn new(path: &Path, feed: Feed) -> Self {
-        Self {
-            path: path.to_owned(),
-            feed,
-            file: RwLock::default(),
-            idle: Mutex::default(),
-            running: Arc::new(Semaphore::new(limits::BOOK_QUERIES_RUNNING_MAX)),
-            admitted: Arc::new(Semaphore::new(limits::BOOK_QUERIES_MAX)),
-        }
+        Self { path: path.to_owned(), feed, file: RwLock::default(), idle: Mutex::default() }
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
@@ -516,7 +368,15 @@ impl Shared {
     fn read<T>(
         &self,
         time_limit: Option<Duration>,
-        query: impl FnOnce(&Snapshot<'_>) -> Result<T, ReadFault>,
+        query: impl FnOnce(&Reading<'_>, u64) -> Result<T, ReadFault>,
+    ) -> Result<T, BookError> {
+        self.try_read(time_limit, query).map_err(|fault| fault.report(&self.feed))
+    }
+
+    fn try_read<T>(
+        &self,
+        time_limit: Option<Duration>,
+        query: impl FnOnce(&Reading<'_>, u64) -> Result<T, ReadFault>,
     ) -> Result<T, ReadFault> {
         let _file = self.file.read().unwrap_or_else(PoisonError::into_inner);
         let mut connection = self.idle_or_new()?;
@@ -527,29 +387,9 @@ impl Shared {
         let transaction = connection.transaction()?;
         let as_of = read_head(&transaction)?.map_or(Ok(0), |(position, _)| u64::try_from(position));
         let as_of = as_of.map_err(|_| ReadFault::Garbled("the head"))?;
-        let answer = query(&Snapshot { transaction, as_of, deadline })?;
+        let answer = query(&Reading { transaction, deadline }, as_of)?;
         self.idle().push(connection);
         Ok(answer)
-    }
-
-    fn report(&self, fault: ReadFault) -> BookError {
-        match fault {
-            ReadFault::TooSlow => BookError::TooSlow,
-            ReadFault::TooManyRows => BookError::TooManyRows,
-            ReadFault::Garbled(what) => {
-                self.feed.doubt();
-                BookError::Unavailable(format!("{what} cannot be read"))
-            }
-            ReadFault::Sqlite(error) => {
-                if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) {
-                    return BookError::TooSlow;
-                }
-                if is_damage(&error) {
-                    self.feed.doubt();
-                }
-                BookError::Unavailable(error.to_string())
-            }
-        }
     }
 }
 
@@ -559,20 +399,8 @@ impl SqliteBook {
         time_limit: Option<Duration>,
         query: impl FnOnce(&Snapshot<'_>) -> Result<T, ReadFault> + Send + 'static,
     ) -> BoxFuture<'_, Result<T, BookError>> {
-        Box::pin(async move {
-            let admitted = self.shared.admitted.try_acquire();
-            let _admitted = admitted.map_err(|_| BookError::Overloaded)?;
-            let turn = Arc::clone(&self.shared.running).acquire_owned();
-            let turn = tokio::time::timeout(limits::BOOK_QUERY_TIMEOUT, turn).await;
-            let Ok(Ok(turn)) = turn else { return Err(BookError::Overloaded) };
-            let shared = Arc::clone(&self.shared);
-            let reading = tokio::task::spawn_blocking(move || {
-                // Kept until the query ends, even if nobody waits for it any more.
-                let _turn = turn;
-                shared.read(time_limit, query).map_err(|fault| shared.report(fault))
-            });
-            reading.await.unwrap_or_else(|error| Err(BookError::Unavailable(error.to_string())))
-        })
+        let shared = Arc::clone(&self.shared);
+        self.queries.run(move || shared.read(time_limit, |source, as_of| query(&Snapshot { source, as_of })))
     }
 }
 
@@ -598,315 +426,6 @@ impl Book for SqliteBook {
     }
 }
 
-/// Where claims are looked for: positions from `low` up to but not including `high`.
-struct Search {
-    low: i64,
-    high: i64,
-    /// The index to use; the conditions lead into it.
-    index: Option<&'static str>,
-    /// What the claims found must meet; of integers that were integers here, no text from outside.
-    conditions: String,
-}
-
-impl Snapshot<'_> {
-    fn claims(&self, query: &ClaimsQuery) -> Result<Page, ReadFault> {
-        let limit = query.limit.min(limits::PAGE_ITEMS_MAX);
-        let mut items = match self.search(query)? {
-            Some(search) => self.find(&search, limit + 1)?,
-            None => Vec::new(),
-        };
-        let more = items.len() > limit;
-        items.truncate(limit);
-        let next = items.last().filter(|_| more).map(|claim| claim.made);
-        Ok(Page { items, next, as_of: self.as_of })
-    }
-
-    /// What `query` comes to in numbers; `None` if nothing can be found, for instance because the book
-    /// has never seen something it names. (SQLite refuses a condition that is false in itself together
-    /// with a named index.)
-    fn search(&self, query: &ClaimsQuery) -> Result<Option<Search>, ReadFault> {
-        let mut conditions = String::new();
-        let mut retailer = None;
-        let mut platform = None;
-        if let Some(wanted) = &query.retailer {
-            let Some(id) = self.id(Kind::Retailer, wanted.as_str())? else { return Ok(None) };
-            retailer = Some(id);
-        }
-        match &query.scope {
-            Scope::Retailer(own) => {
-                if query.retailer.is_some_and(|wanted| wanted != *own) {
-                    return Ok(None);
-                }
-                let Some(id) = self.id(Kind::Retailer, own.as_str())? else { return Ok(None) };
-                retailer = Some(id);
-            }
-            Scope::Platform { name, retailers } => {
-                let Some(id) = self.id(Kind::Platform, name)? else { return Ok(None) };
-                platform = Some(id);
-                conditions += &format!(" AND platform = {id}");
-                if let Some(retailers) = retailers {
-                    let mut ids = Vec::new();
-                    for retailer in retailers {
-                        ids.extend(self.id(Kind::Retailer, retailer.as_str())?.map(|id| id.to_string()));
-                    }
-                    if ids.is_empty() {
-                        return Ok(None);
-                    }
-                    conditions += &format!(" AND retailer IN ({})", ids.join(","));
-                }
-            }
-            Scope::Regulator { regions: Some(regions) } if regions.is_empty() => return Ok(None),
-            Scope::Regulator { regions } => conditions += &within(regions.as_deref()),
-        }
-        if let Some(id) = retailer {
-            conditions += &format!(" AND retailer = {id}");
-        }
-        if let Some(status) = query.status {
-            conditions += &format!(" AND status = {}", status_number(status));
-        }
-        if let Some(category) = &query.category {
-            let Some(id) = self.id(Kind::Category, category.as_str())? else { return Ok(None) };
-            conditions += &format!(" AND category = {id}");
-        }
-        if let Some(region) = query.region_code {
-            conditions += &within(Some(&[region]));
-        }
-        let mut index = platform.map(|_| "claims_by_platform");
-        if retailer.is_some() {
-            index = Some("claims_by_retailer");
-        }
-        if let Some(order_no) = &query.order_no {
-            index = Some("claims_by_order");
-            conditions += &format!(" AND order_key = {}", order_key(order_no));
-        }
-        if let Some(sn) = &query.sn {
-            index = Some("claims_by_sn");
-            conditions += &format!(" AND sn_key = {}", sn_key(sn));
-        }
-        let Some((low, high)) = self.positions(query)? else { return Ok(None) };
-        Ok(Some(Search { low, high, index, conditions }))
-    }
-
-    /// The positions that the days and the page asked for leave.
-    fn positions(&self, query: &ClaimsQuery) -> rusqlite::Result<Option<(i64, i64)>> {
-        let mut high = integer(self.as_of) + 1;
-        if let Some(before) = query.before {
-            high = high.min(i64::try_from(before).unwrap_or(i64::MAX));
-        }
-        let mut low = 1;
-        if let Some(from) = query.from {
-            let Some(first) =
-                self.first_position("SELECT first FROM days WHERE day >= ?1 ORDER BY day LIMIT 1", from)?
-            else {
-                return Ok(None);
-            };
-            low = first;
-        }
-        if let Some(to) = query.to
-            && let Some(first) =
-                self.first_position("SELECT first FROM days WHERE day > ?1 ORDER BY day LIMIT 1", to)?
-        {
-            high = high.min(first);
-        }
-        Ok((low < high).then_some((low, high)))
-    }
-
-    fn first_position(&self, sql: &str, day: Day) -> rusqlite::Result<Option<i64>> {
-        self.transaction.prepare_cached(sql)?.query_row([day.number()], |row| row.get(0)).optional()
-    }
-
-    fn id(&self, kind: Kind, name: &str) -> rusqlite::Result<Option<i64>> {
-        self.transaction
-            .prepare_cached("SELECT id FROM names WHERE kind = ?1 AND name = ?2")?
-            .query_row(params![kind as i64, name], |row| row.get(0))
-            .optional()
-    }
-
-    /// The newest `limit` claims: run by run where there is an index for them, else in one go.
-    fn find(&self, search: &Search, limit: usize) -> Result<Vec<ClaimPointer>, ReadFault> {
-        let Search { low, high, index, conditions } = search;
-        let (source, runs) = match index {
-            Some(index) => {
-                let runs = (*low >> RUN)..=((*high - 1) >> RUN);
-                (format!("INDEXED BY {index} WHERE made >> {RUN} = ?1"), runs)
-            }
-            None => ("NOT INDEXED WHERE ?1 = 0".to_owned(), 0..=0),
-        };
-        let sql = format!(
-            "SELECT made, last FROM claims {source} AND made >= {low} AND made < {high}{conditions}
-             ORDER BY made DESC LIMIT ?2"
-        );
-        let mut statement = self.transaction.prepare(&sql)?;
-        let mut found: Vec<ClaimPointer> = Vec::new();
-        for run in runs.rev() {
-            if found.len() >= limit {
-                break;
-            }
-            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(ReadFault::TooSlow);
-            }
-            let missing = i64::try_from(limit - found.len()).unwrap_or(i64::MAX);
-            let mut rows = statement.query([run, missing])?;
-            while let Some(row) = rows.next()? {
-                found.push(ClaimPointer {
-                    made: row.get::<_, i64>(0)?.cast_unsigned(),
-                    last: row.get::<_, i64>(1)?.cast_unsigned(),
-                });
-            }
-        }
-        Ok(found)
-    }
-
-    fn totals(&self, query: &TotalsQuery) -> Result<Totals, ReadFault> {
-        let day = match query.basis {
-            Basis::Day => "day",
-            Basis::Sale => "sale_day",
-        };
-        let columns: Vec<&str> = query
-            .group_by
-            .iter()
-            .map(|dimension| match dimension {
-                Dimension::Day => day,
-                Dimension::City => "region / 100 * 100",
-                Dimension::Category => "category",
-                Dimension::Retailer => "retailer",
-                Dimension::Programme => "programme",
-                Dimension::Fund => "fund",
-            })
-            .collect();
-        let mut sql = String::from("SELECT ");
-        for column in &columns {
-            sql += &format!("{column}, ");
-        }
-        let sums = COUNTERS.map(|column| format!("coalesce(sum({column}), 0)"));
-        sql += &format!("{} FROM totals WHERE 1{}", sums.join(", "), within(query.regions.as_deref()));
-        if let Some(from) = query.from {
-            sql += &format!(" AND {day} >= {}", from.number());
-        }
-        if let Some(to) = query.to {
-            sql += &format!(" AND {day} <= {}", to.number());
-        }
-        if !columns.is_empty() {
-            sql += &format!(" GROUP BY {}", columns.join(", "));
-        }
-        sql += &format!(" LIMIT {}", limits::TOTALS_ROWS_MAX + 1);
-
-        let mut statement = self.transaction.prepare(&sql)?;
-        let mut rows = statement.query([])?;
-        let mut names = HashMap::new();
-        let mut totals = Vec::new();
-        while let Some(row) = rows.next()? {
-            if totals.len() == limits::TOTALS_ROWS_MAX {
-                return Err(ReadFault::TooManyRows);
-            }
-            let mut group = Group::default();
-            for (column, dimension) in query.group_by.iter().enumerate() {
-                let number: i64 = row.get(column)?;
-                match dimension {
-                    Dimension::Day => group.day = Some(Day::from_number(row.get(column)?)),
-                    Dimension::City => group.city = Some(region(number)?),
-                    Dimension::Category => group.category = Some(self.name(&mut names, number)?),
-                    Dimension::Retailer => group.retailer = Some(self.name(&mut names, number)?),
-                    Dimension::Programme => group.programme = Some(self.name(&mut names, number)?),
-                    Dimension::Fund => group.fund = Some(self.name(&mut names, number)?),
-                }
-            }
-            totals.push((group, counters(row, columns.len())?));
-        }
-        totals.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(Totals { rows: totals, as_of: self.as_of })
-    }
-
-    fn cube(&self) -> Result<(u64, Cube), ReadFault> {
-        let sql = format!(
-            "SELECT day, sale_day, region, category, retailer, programme, fund, {} FROM totals",
-            COUNTERS.join(", ")
-        );
-        let mut statement = self.transaction.prepare(&sql)?;
-        let mut rows = statement.query([])?;
-        let mut names = HashMap::new();
-        let mut cube = Cube::default();
-        while let Some(row) = rows.next()? {
-            let cell = Cell {
-                day: Day::from_number(row.get(0)?),
-                sale_day: Day::from_number(row.get(1)?),
-                facets: Facets {
-                    region_code: region(row.get(2)?)?,
-                    category: self.name(&mut names, row.get(3)?)?,
-                    retailer: self.name(&mut names, row.get(4)?)?,
-                    programme: self.name(&mut names, row.get(5)?)?,
-                    fund: self.name(&mut names, row.get(6)?)?,
-                },
-            };
-            cube.add(cell, &counters(row, 7)?).ok_or(ReadFault::Garbled("a total"))?;
-        }
-        Ok((self.as_of, cube))
-    }
-
-    /// The value that `id` stands for; `names` remembers what was looked up.
-    fn name<T: for<'de> Deserialize<'de>>(
-        &self,
-        names: &mut HashMap<i64, String>,
-        id: i64,
-    ) -> Result<T, ReadFault> {
-        let name = match names.entry(id) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(
-                self.transaction
-                    .prepare_cached("SELECT name FROM names WHERE id = ?1")?
-                    .query_row([id], |row| row.get(0))?,
-            ),
-        };
-        named(name).ok_or(ReadFault::Garbled("a name"))
-    }
-}
-
-/// The counters' columns, in the order in which [`counters`] reads them.
-const COUNTERS: [&str; 9] = [
-    "held_items",
-    "held_fen",
-    "redeemed_items",
-    "redeemed_fen",
-    "returned_items",
-    "returned_fen",
-    "cancelled_items",
-    "cancelled_fen",
-    "sales_fen",
-];
-
-fn counters(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Counters> {
-    let tally =
-        |at| Ok::<_, rusqlite::Error>(Tally { items: row.get(at)?, money: Fen::new(row.get(at + 1)?) });
-    Ok(Counters {
-        held: tally(first)?,
-        redeemed: tally(first + 2)?,
-        returned: tally(first + 4)?,
-        cancelled: tally(first + 6)?,
-        sales: Fen::new(row.get(first + 8)?),
-    })
-}
-
-fn region(number: i64) -> Result<RegionCode, ReadFault> {
-    region_numbered(number).ok_or(ReadFault::Garbled("a region"))
-}
-
-/// The condition that a claim's region is one of `regions` or lies in one; nothing if there is no limit.
-fn within(regions: Option<&[RegionCode]>) -> String {
-    let Some(regions) = regions else { return String::new() };
-    let mut condition = String::from(" AND (0");
-    for region in regions {
-        let first = region_number(*region);
-        let last = match region.specificity() {
-            1 => first + 9_999,
-            2 => first + 99,
-            _ => first,
-        };
-        // Writing to a string does not fail.
-        let _ = write!(condition, " OR region BETWEEN {first} AND {last}");
-    }
-    condition + ")"
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -920,22 +439,21 @@ mod tests {
     #[test]
     fn a_query_that_takes_too_long_is_broken_off() {
         let (_directory, _tables, book) = book();
-        let endless = |snapshot: &Snapshot<'_>| {
+        let endless = |reading: &Reading<'_>, _| {
             let sql =
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
-            Ok(snapshot.transaction.query_row(sql, [], |row| row.get::<_, i64>(0))?)
+            Ok(reading.transaction.query_row(sql, [], |row| row.get::<_, i64>(0))?)
         };
         let broken_off = book.shared.read(Some(Duration::from_millis(20)), endless);
-        assert_eq!(broken_off.map_err(|fault| book.shared.report(fault)), Err(BookError::TooSlow));
-        let after = book.shared.read(Some(Duration::from_secs(10)), |snapshot| Ok(snapshot.as_of));
-        assert_eq!(after.map_err(|fault| book.shared.report(fault)), Ok(0));
+        assert_eq!(broken_off, Err(BookError::TooSlow));
+        assert_eq!(book.shared.read(Some(Duration::from_secs(10)), |_, as_of| Ok(as_of)), Ok(0));
     }
 
     #[test]
     fn more_queries_than_can_wait_are_turned_away_at_once() {
         let (_directory, _tables, book) = book();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let places = book.shared.admitted.try_acquire_many(limits::BOOK_QUERIES_MAX as u32).unwrap();
+        let places = book.queries.admitted.try_acquire_many(limits::BOOK_QUERIES_MAX as u32).unwrap();
         let refused = runtime.block_on(book.totals(TotalsQuery::default()));
         assert_eq!(refused, Err(BookError::Overloaded));
         drop(places);
@@ -947,7 +465,7 @@ mod tests {
         let (_directory, _tables, book) = book();
         let written = book
             .shared
-            .read(None, |snapshot| Ok(snapshot.transaction.execute("DELETE FROM claims", []).map(drop)?));
-        assert!(matches!(written.map_err(|fault| book.shared.report(fault)), Err(BookError::Unavailable(_))));
+            .read(None, |reading, _| Ok(reading.transaction.execute("DELETE FROM claims", []).map(drop)?));
+        assert!(matches!(written, Err(BookError::Unavailable(_))));
     }
 }

@@ -15,7 +15,7 @@ use super::cube::{Counters, Cube, Refold, Tally};
 use super::projector::{Projector, Tables, TablesError, advance};
 use super::{
     Basis, Book, BookError, ClaimPointer, ClaimsQuery, Dimension, Feed, Group, Page, Scope, TotalsQuery,
-    sqlite,
+    postgres, sqlite,
 };
 use crate::claim::{ClaimId, Consumer, Device, FundId, Sale, SaleChannel, Status};
 use crate::identity::{
@@ -831,5 +831,125 @@ mod on_sqlite {
         let mut tables = place.open(Feed::new()).0;
         fold_all(tables.as_mut(), &story.entries, || 50);
         assert_eq!(sqlite::read_cube(&place.file()), Ok((story.head().position, refolded(&story.entries))));
+    }
+}
+
+mod on_postgres {
+    use super::*;
+    use crate::journal::postgres::Place as Url;
+    use crate::postgres_server::Database;
+
+    /// A database, and what drives the connections to it.
+    struct Driven {
+        database: Database,
+        runtime: tokio::runtime::Handle,
+        /// The runtime ends when this is dropped.
+        _end: tokio::sync::oneshot::Sender<()>,
+    }
+
+    impl Driven {
+        fn new() -> Self {
+            let runtime = runtime();
+            let handle = runtime.handle().clone();
+            let (end, ended) = tokio::sync::oneshot::channel::<()>();
+            std::thread::spawn(move || drop(runtime.block_on(ended)));
+            Self { database: Database::new(), runtime: handle, _end: end }
+        }
+
+        fn url(&self) -> Url {
+            Url::parse(&self.database.url()).unwrap()
+        }
+    }
+
+    impl Place for Driven {
+        fn open(&self, feed: Feed) -> (Box<dyn Tables>, Arc<dyn Book>) {
+            let (tables, book) = postgres::open(&self.url(), feed, self.runtime.clone()).unwrap();
+            (Box::new(tables), Arc::new(book))
+        }
+    }
+
+    contract!(Driven::new();
+        lists_show_what_a_search_of_every_claim_finds,
+        totals_are_what_every_step_of_every_claim_adds_up_to,
+        a_walk_through_pages_is_not_disturbed_by_new_claims,
+        an_entry_that_contradicts_the_book_changes_nothing,
+        entries_that_do_not_follow_are_refused,
+        projectors_side_by_side_count_nothing_twice,
+        the_projector_follows_what_is_offered_and_what_is_not,
+        a_book_of_another_journal_is_rebuilt,
+        a_book_of_the_same_journal_goes_on_where_it_was,
+        totals_with_too_many_rows_are_refused,
+    );
+
+    /// Every way in which the tables can be at fault is found and mended by a projector that runs.
+    #[test]
+    fn tables_that_are_gone_old_or_damaged_are_rebuilt() {
+        let runtime = runtime();
+        let place = Driven::new();
+        let mut story = Story::new(27);
+        story.go_on(300);
+        for damage in [
+            "SELECT 1",
+            "DROP SCHEMA book CASCADE",
+            "DROP TABLE book.claims",
+            "ALTER TABLE book.totals DROP COLUMN sales_fen",
+            "UPDATE book.format SET version = 0",
+            "DELETE FROM book.head",
+            "UPDATE book.names SET kind = 9",
+        ] {
+            if damage != "SELECT 1" {
+                place.database.execute(damage);
+            }
+            story.go_on(10);
+            let feed = Feed::new();
+            let (tables, book) = place.open(feed.clone());
+            let shelf = Arc::new(Shelf(Mutex::new(story.rows())));
+            let projector = Projector::start(tables, shelf, feed, runtime.handle().clone()).unwrap();
+            let end = soon();
+            while runtime.block_on(book.cube()) != Ok((story.head().position, refolded(&story.entries))) {
+                assert!(Instant::now() < end, "{damage}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            projector.stop();
+        }
+    }
+
+    #[test]
+    fn the_book_of_a_newer_program_is_left_alone() {
+        let place = Driven::new();
+        drop(place.open(Feed::new()));
+        place.database.execute("UPDATE book.format SET version = 2");
+        let refused = postgres::open(&place.url(), Feed::new(), place.runtime.clone()).unwrap_err();
+        assert!(matches!(refused, TablesError::Unavailable(_)), "{refused}");
+        assert_eq!(place.database.execute("SELECT version FROM book.format"), "2");
+    }
+
+    #[test]
+    fn queries_go_on_after_their_connections_were_ended() {
+        let runtime = runtime();
+        let place = Driven::new();
+        let (mut tables, book) = place.open(Feed::new());
+        let mut story = Story::new(28);
+        story.go_on(100);
+        fold_all(tables.as_mut(), &story.entries, || 50);
+        let expected = (story.head().position, refolded(&story.entries));
+        for _ in 0..3 {
+            assert_eq!(runtime.block_on(book.cube()).unwrap(), expected);
+            assert!(place.database.terminate_backends() > 0);
+        }
+        assert_eq!(runtime.block_on(book.cube()).unwrap(), expected);
+    }
+
+    #[test]
+    fn the_cube_can_be_read_beside_the_writer() {
+        let place = Driven::new();
+        assert_eq!(postgres::read_cube(&place.url()), Ok(None), "there is no book yet, and none is made");
+        assert_eq!(place.database.execute("SELECT to_regnamespace('book') IS NULL"), "t");
+        let mut story = Story::new(29);
+        story.go_on(300);
+        let mut tables = place.open(Feed::new()).0;
+        fold_all(tables.as_mut(), &story.entries, || 50);
+        let expected = (story.head().position, refolded(&story.entries));
+        assert_eq!(postgres::read_cube(&place.url()), Ok(Some(expected)));
     }
 }

@@ -19,7 +19,9 @@ use subsidy_pos::time::Timestamp;
 use subsidy_pos::{programme, programme_files, rules};
 
 mod serve;
+mod store;
 mod verify;
+mod watch;
 
 /// Trade-in subsidies at the point of sale.
 #[derive(Debug, Parser)]
@@ -110,11 +112,22 @@ struct Token {
     ttl: Duration,
 }
 
+/// A journal and its book.
 #[derive(Debug, Args)]
-struct Verify {
+#[group(required = true, multiple = false)]
+struct Place {
     /// The data directory of an embedded journal
     #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    data: Option<PathBuf>,
+    /// The database of a journal in PostgreSQL; a role that may only read is enough
+    #[arg(long, value_name = "URL")]
+    database_url: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct Verify {
+    #[command(flatten)]
+    place: Place,
     /// A signed head kept elsewhere
     #[arg(long, value_name = "FILE", requires = "public_key")]
     head: Option<PathBuf>,
@@ -183,9 +196,16 @@ fn programme_files(config: &Config) -> Result<Vec<(String, String)>, Failed> {
     Ok(files)
 }
 
+/// Every fault of the settings that shows before anything is opened.
+fn faults_of(config: &Config) -> Vec<String> {
+    let mut faults: Vec<String> = config.check().iter().map(ToString::to_string).collect();
+    faults.extend(store::Store::of(config).err().map(|fault| fault.to_string()));
+    faults
+}
+
 fn check_config(settings: &Settings) -> Result<(), Failed> {
     let config = settings.load(Mode::Production)?;
-    let mut faults: Vec<String> = config.check().iter().map(ToString::to_string).collect();
+    let mut faults = faults_of(&config);
     if let Err(fault) = programme_files(&config) {
         faults.push(fault.to_string());
     }
@@ -269,8 +289,4 @@ fn parse_offset(text: &str) -> Result<i64, String> {
     };
     let number: i64 = digits.parse().map_err(|_| "a number with ms, s, m, h or d".to_owned())?;
     number.checked_mul(unit_ms).ok_or_else(|| "too far".into())
-}
-
-fn journal_in(data: &Path) -> PathBuf {
-    data.join(subsidy_pos::journal::sqlite::FILE)
 }

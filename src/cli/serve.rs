@@ -7,16 +7,14 @@ use std::time::Duration;
 
 use subsidy_pos::audit::{Audit, Finding};
 use subsidy_pos::auth::{self, NewToken, Role, Verifier};
-use subsidy_pos::book::{self, Book, Feed, Projector};
+use subsidy_pos::book::{Book, Feed, Projector};
 use subsidy_pos::claim::FundId;
 use subsidy_pos::clock::Clock;
-use subsidy_pos::config::{Config, LedgerUrl, Mode, Secret, ShieldUrl};
+use subsidy_pos::config::{Config, Mode, Secret, ShieldUrl};
 use subsidy_pos::heads::SignedHead;
 use subsidy_pos::http::operations::Standing;
 use subsidy_pos::http::{self, App};
 use subsidy_pos::identity::RegionCode;
-use subsidy_pos::journal::sqlite::{SqliteJournal, SqliteReader};
-use subsidy_pos::journal::{Journal, Reader};
 use subsidy_pos::ledger::command::{Command, Failure, OpenFund, Outcome, Refusal};
 use subsidy_pos::ledger::entry::{Key, ProgrammeFile};
 use subsidy_pos::ledger::writer::{Observer, Writer};
@@ -30,6 +28,8 @@ use subsidy_pos::shield::redis::{self, Redis};
 use subsidy_pos::shield::{Limit, Shield};
 use subsidy_pos::telemetry::{self, Metrics};
 
+use super::store::{Store, beside};
+use super::watch::{self, Watch};
 use super::{Failed, Serve, Settings, failed, programme_files};
 
 /// The cities of Zhejiang (GB/T 2260).
@@ -65,9 +65,10 @@ pub fn activate(settings: &Settings) -> Result<(), Failed> {
     let files = programme_files(&config)?;
     actix_web::rt::System::new().block_on(async {
         let metrics = Metrics::new(&[], &[]);
-        let (ledger, writer) = open_ledger(&config, Clock::default(), Watch::new(&Feed::new(), &metrics))?;
+        let herald = Herald::new(&Feed::new(), &metrics);
+        let (ledger, writer) = open_ledger(&Store::of(&config)?, Clock::default(), herald).await?;
         let activated = ledger.submit(Command::Activate(as_entry(files))).await.map_err(why);
-        writer.stop();
+        beside(move |_| Ok(writer.stop())).await?;
         activated.map(|_| println!("the programmes are activated"))
     })
 }
@@ -77,7 +78,7 @@ fn make_directory(path: &Path) -> Result<(), Failed> {
 }
 
 fn ensure_sound(config: &Config, settings: &Settings) -> Result<(), Failed> {
-    let faults: Vec<String> = config.check().iter().map(ToString::to_string).collect();
+    let faults = super::faults_of(config);
     if faults.is_empty() { Ok(()) } else { Err(settings.faulty(&faults)) }
 }
 
@@ -99,13 +100,13 @@ fn as_entry(files: Vec<(String, String)>) -> Vec<ProgrammeFile> {
 }
 
 /// Hands what the writer appends to the book, and counts.
-struct Watch {
+struct Herald {
     feed: Feed,
     batch: prometheus_client::metrics::histogram::Histogram,
     append: prometheus_client::metrics::histogram::Histogram,
 }
 
-impl Watch {
+impl Herald {
     fn new(feed: &Feed, metrics: &Metrics) -> Box<Self> {
         Box::new(Self {
             feed: feed.clone(),
@@ -115,7 +116,7 @@ impl Watch {
     }
 }
 
-impl Observer for Watch {
+impl Observer for Herald {
     fn appended(&mut self, entries: &[Arc<Stored>]) {
         self.feed.offer(entries);
     }
@@ -126,19 +127,36 @@ impl Observer for Watch {
     }
 }
 
-fn open_ledger(config: &Config, clock: Clock, watch: Box<Watch>) -> Result<(Ledger, Writer), Failed> {
-    let (journal, reader): (Box<dyn Journal>, Arc<dyn Reader>) = match &config.ledger.url {
-        LedgerUrl::Sqlite => {
-            let journal = SqliteJournal::open(&config.ledger.data_dir).map_err(failed)?;
-            let reader = SqliteReader::new(&config.ledger.data_dir).map_err(failed)?;
-            (Box::new(journal), Arc::new(reader))
+async fn open_ledger(store: &Store, clock: Clock, herald: Box<Herald>) -> Result<(Ledger, Writer), Failed> {
+    let store = store.clone();
+    beside(move |runtime| {
+        let (journal, reader) = store.journal(runtime)?;
+        let journal_id = Key::new(rand::random());
+        Ledger::open(journal, reader, clock, journal_id, herald).map_err(failed)
+    })
+    .await
+}
+
+/// Opens the book and starts to carry the ledger's entries into it.
+async fn open_book(store: &Store, ledger: &Ledger, feed: Feed) -> Result<(Arc<dyn Book>, Projector), Failed> {
+    let (store, ledger) = (store.clone(), ledger.clone());
+    beside(move |runtime| {
+        let (mut tables, book) = store.book(feed.clone(), runtime.clone())?;
+        let seen = tables.head().map_err(failed)?.position;
+        runtime.block_on(ledger.submit(Command::Look)).map_err(why)?;
+        if seen > ledger.position() {
+            return Err(failed(format!(
+                "the book has seen entry {seen}, but the journal ends at entry {}: the journal has lost entries, \
+                 as an older copy of it would have. Restore the one that has them; if the loss is accepted, \
+                 `subsidy-pos book rebuild` makes the book that of this journal",
+                ledger.position()
+            )));
         }
-        LedgerUrl::Postgres(_) => {
-            return Err(failed("ledger.url: this version keeps its journal in SQLite only"));
-        }
-    };
-    let journal_id = Key::new(rand::random());
-    Ledger::open(journal, reader, clock, journal_id, watch).map_err(failed)
+        let projector = Projector::start(tables, Arc::clone(ledger.journal()), feed, runtime);
+        let fault = |error| failed(format!("the book's projector could not be started: {error}"));
+        Ok((book, projector.map_err(fault)?))
+    })
+    .await
 }
 
 async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
@@ -150,18 +168,15 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     let signing_key = Arc::new(SigningKey::load(&config.journal.signing_key_file).map_err(failed)?);
 
     let feed = Feed::new();
-    let (ledger, writer) = open_ledger(config, clock, Watch::new(&feed, &metrics))?;
+    let store = Store::of(config)?;
+    let (ledger, writer) = open_ledger(&store, clock, Herald::new(&feed, &metrics)).await?;
     prepare_journal(config, &ledger, &hash_keys, dev).await?;
-    let book_file = config.ledger.data_dir.join(book::sqlite::FILE);
-    let (tables, book) = book::sqlite::open(&book_file, feed.clone()).map_err(failed)?;
-    let reader = Arc::clone(ledger.journal());
-    let projector = Projector::start(Box::new(tables), reader, feed, tokio::runtime::Handle::current())
-        .map_err(|error| failed(format!("the book's projector could not be started: {error}")))?;
+    let (book, projector) = open_book(&store, &ledger, feed).await?;
 
     let standing = Arc::new(Standing::new(dev));
     let app = App {
         ledger: ledger.clone(),
-        book: Arc::new(book) as Arc<dyn Book>,
+        book,
         verifier,
         hash_keys: Arc::new(hash_keys),
         signing_key: Arc::clone(&signing_key),
@@ -182,6 +197,13 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
         workers => workers as usize,
     };
     let (api, operations) = http::servers(&app, api, operations, workers).map_err(failed)?;
+    let watch = Watch {
+        ledger: ledger.clone(),
+        hash_keys: Arc::clone(&app.hash_keys),
+        files: as_entry(programme_files(config)?),
+        standing: Arc::clone(&standing),
+    };
+    let watch = actix_web::rt::spawn(watch.keep());
     let (api_handle, operations_handle) = (api.handle(), operations.handle());
     let api = actix_web::rt::spawn(api);
     let operations = actix_web::rt::spawn(operations);
@@ -199,10 +221,14 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     }
 
     wait_for_signal().await?;
-    tracing::info!("stopping: what was begun is finished");
     standing.stop();
+    let drain_s = config.server.drain_s.get();
+    tracing::info!(drain_s, "stopping: requests are served until they are sent elsewhere, and finished");
+    // Whoever asks twice is in a hurry.
+    let _ = tokio::time::timeout(Duration::from_secs(drain_s.into()), wait_for_signal()).await;
     api_handle.stop(true).await;
     heads.abort();
+    watch.abort();
     let stopped = tokio::task::spawn_blocking(move || {
         if let Some(audit) = audit {
             audit.stop();
@@ -267,24 +293,20 @@ async fn prepare_journal(
     hash_keys: &HashKeys,
     dev: bool,
 ) -> Result<(), Failed> {
-    for key in hash_keys.live() {
-        let (id, check) = (key.id().to_string(), key.check_value().into());
-        let introduce = Command::IntroduceHashKey { key: id.as_str().into(), check };
-        ledger.submit(introduce).await.map_err(|failure| match failure {
-            Failure::Refused(refusal) if matches!(*refusal, Refusal::HashKeyDiffers) => {
-                failed(format!("privacy.hash_keys: the journal knows {id} with another secret"))
-            }
-            other => why(other),
-        })?;
+    // A key is told to the journal by the first process that writes under it: by then every process can
+    // know it, without having been unready for the lack of it.
+    let writing = hash_keys.writing();
+    let (key, check) = (writing.id().to_string(), writing.check_value().into());
+    let introduce = Command::IntroduceHashKey { key: key.into(), check };
+    match ledger.submit(introduce).await {
+        // Said below, with whatever else differs.
+        Err(Failure::Refused(refusal)) if matches!(*refusal, Refusal::HashKeyDiffers) => {}
+        done => drop(done.map_err(why)?),
     }
     let files = as_entry(programme_files(config)?);
     let published = ledger.published();
-    for known in published.hash_keys.keys() {
-        if !hash_keys.live().any(|key| key.id().to_string() == **known) {
-            return Err(failed(format!(
-                "privacy.hash_keys: the journal has claims hashed with {known}; without it persons would not be recognised"
-            )));
-        }
+    if let Some(differs) = watch::missing_key(&published, hash_keys) {
+        return Err(failed(format!("{differs}; without it persons would not be recognised")));
     }
     if published.activated_at == 0 || dev {
         ledger.submit(Command::Activate(files)).await.map_err(why)?;

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use actix_web::HttpRequest;
 use actix_web::http::StatusCode;
+use futures_util::future;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -23,6 +24,7 @@ use crate::ledger::command::{CancelOutcome, Draft};
 use crate::ledger::{ClaimAt, ClaimView, Command, Outcome, Refusal};
 use crate::limits;
 use crate::programme::Category;
+use crate::shield::{Mark, Marked};
 use crate::time::{Day, Timestamp};
 
 const RETURN_REASONS: &[(&str, ReturnReason)] = &[
@@ -335,6 +337,22 @@ fn draft(app: &App, by: Submitter, key: &IdempotencyKey, body: ClaimBody) -> Dra
     Preparation { published: &published, hash_keys: &app.hash_keys }.draft(by, key, body, rand::random())
 }
 
+/// Tells other processes that a claim is being decided, until the mark is dropped. A claim that another
+/// process says it is deciding is left to it: the ledger, looked at once more, then knows the outcome or
+/// tells the caller to come again.
+async fn mark(app: &App, draft: &mut Draft) -> Option<Mark> {
+    let keys = &draft.keys;
+    // The same on every process, whichever hash key it writes under.
+    let (_, fingerprint) = keys.fingerprints.iter().min_by_key(|(hash_key, _)| hash_key)?;
+    match app.shield.mark(*keys.request.bytes(), *fingerprint.bytes()).await {
+        Marked::Free(mark) => Some(mark),
+        Marked::Twin => {
+            draft.is_twin = true;
+            None
+        }
+    }
+}
+
 /// Make a claim
 ///
 /// Judges the sale under every programme in force, and holds or redeems what the best one pays. Nothing
@@ -344,7 +362,8 @@ fn draft(app: &App, by: Submitter, key: &IdempotencyKey, body: ClaimBody) -> Dra
 ))]
 pub async fn make(call: Call<Submitting, Keyed<ClaimBody>>) -> Result<Reply, Problem> {
     let Call { app, role: Submitting(by), body: Keyed { key, body }, .. } = call;
-    let draft = draft(&app, by, &key, body);
+    let mut draft = draft(&app, by, &key, body);
+    let _mark = mark(&app, &mut draft).await;
     let outcome = app.ledger.submit(Command::Make(Box::new(draft))).await?;
     let (at, view) = claim_of(&app, outcome).await?;
     let location = format!("/v1/claims/{}", view.made().claim_id);
@@ -360,14 +379,15 @@ pub async fn make(call: Call<Submitting, Keyed<ClaimBody>>) -> Result<Reply, Pro
 ))]
 pub async fn batch(call: Call<Submitting, Batch>) -> Result<Reply, Problem> {
     let Call { app, role: Submitting(by), body: Batch { items }, hearer, .. } = call;
-    let mut commands = Vec::with_capacity(items.len());
+    let mut drafts = Vec::with_capacity(items.len());
     let mut drafted: Vec<Result<(), Problem>> = Vec::with_capacity(items.len());
     for item in items {
         drafted.push(item.map_err(BatchItem::refusal).map(|item| {
-            let draft = draft(&app, by.clone(), &item.idempotency_key, item.claim);
-            commands.push(Command::Make(Box::new(draft)));
+            drafts.push(Box::new(draft(&app, by.clone(), &item.idempotency_key, item.claim)));
         }));
     }
+    let _marks = future::join_all(drafts.iter_mut().map(|draft| mark(&app, draft))).await;
+    let commands = drafts.into_iter().map(Command::Make).collect();
     let mut outcomes = app.ledger.submit_all(commands).await?.into_iter();
     let decided: Vec<Result<ClaimAt, Problem>> = drafted
         .into_iter()
@@ -560,7 +580,7 @@ pub async fn read(call: Call<Viewer>) -> Result<Reply, Problem> {
 ))]
 pub async fn list(call: Call<Viewer, Query<Wanted>>) -> Result<Reply, Problem> {
     let Call { app, role: viewer, body: Query(wanted), .. } = call;
-    let arrived_at = app.ledger.position();
+    let arrived_at = app.ledger.look().await?;
     let mut query = wanted.query(&viewer);
     // The cursor is bound to all that is asked for but where and how long the page is.
     let bound = format!("claims {:?}", ClaimsQuery { limit: 0, ..query.clone() });

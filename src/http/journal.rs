@@ -45,7 +45,7 @@ pub struct Entry {
 
 /// The entries after a position.
 async fn page(app: &App, wanted: &Wanted) -> Result<Listing<Entry>, Problem> {
-    let as_of = app.ledger.position();
+    let as_of = app.ledger.look().await?;
     let rows = app.ledger.journal().after(wanted.after, wanted.limit).await?;
     let items: Vec<Entry> = rows
         .into_iter()
@@ -61,7 +61,7 @@ async fn page(app: &App, wanted: &Wanted) -> Result<Listing<Entry>, Problem> {
 
 /// The last entry's position and hash, signed.
 async fn signed(app: &App) -> Result<SignedHead, Problem> {
-    let last = app.ledger.stored(app.ledger.position()).await?;
+    let last = app.ledger.stored(app.ledger.look().await?).await?;
     SignedHead::sign(&app.signing_key, &last).map_err(Problem::internal)
 }
 

@@ -1,6 +1,7 @@
 //! For those who operate the service: does it live, may it be used, what has it counted.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use actix_web::http::StatusCode;
 use arc_swap::ArcSwapOption;
@@ -10,10 +11,12 @@ use utoipa::ToSchema;
 use super::extract::{Call, Everyone};
 use super::problem::Problem;
 use super::{App, Reply};
+use crate::ledger::{Command, Outcome};
 
 /// Whether the process may be used, and how its journal is kept.
 #[derive(Debug)]
 pub struct Standing {
+    stopping: AtomicBool,
     unready: ArcSwapOption<String>,
     single_copy: bool,
     audit: ArcSwapOption<Audited>,
@@ -29,9 +32,14 @@ pub struct Audited {
 }
 
 impl Standing {
-    /// A process that may be used. Outside development, operators are told of a single copy.
-    pub const fn new(dev: bool) -> Self {
-        Self { unready: ArcSwapOption::const_empty(), single_copy: !dev, audit: ArcSwapOption::const_empty() }
+    /// A process that has not been looked at yet. Outside development, operators are told of a single copy.
+    pub fn new(dev: bool) -> Self {
+        Self {
+            stopping: AtomicBool::new(false),
+            unready: ArcSwapOption::from_pointee("the process is starting".to_owned()),
+            single_copy: !dev,
+            audit: ArcSwapOption::const_empty(),
+        }
     }
 
     /// State, book and journal agree up to `position`.
@@ -45,14 +53,27 @@ impl Standing {
         self.audit.store(Some(Arc::new(Audited { position, difference: Some(difference) })));
     }
 
-    /// From now on it may not be used, because of `reason`; what reaches it all the same is still done.
-    pub fn set_unready(&self, reason: impl Into<String>) {
-        self.unready.store(Some(Arc::new(reason.into())));
+    /// Whether the process differs from what it should be, and in what; what reaches it all the same is
+    /// still done.
+    pub fn set_unready(&self, reason: Option<String>) {
+        let told = self.unready.load();
+        if reason.as_ref() != told.as_deref() {
+            match &reason {
+                Some(reason) => tracing::error!(reason, "unready"),
+                None => tracing::info!("ready"),
+            }
+            self.unready.store(reason.map(Arc::new));
+        }
     }
 
     /// It is being stopped: whoever distributes requests should send no more.
     pub fn stop(&self) {
-        self.set_unready("the process is stopping");
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is being stopped.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 }
 
@@ -71,8 +92,7 @@ struct Readiness {
     /// `ready` or `unready`.
     status: &'static str,
     /// What is the matter; null while it is ready.
-    #[schema(value_type = Option<String>)]
-    reason: Option<Arc<String>>,
+    reason: Option<String>,
     /// The journal.
     journal: Place,
     /// The book.
@@ -103,12 +123,25 @@ struct ShieldState {
     degraded: bool,
 }
 
+/// What a process's state comes to.
+#[derive(Debug, Serialize, ToSchema)]
+struct StateDigest {
+    /// The journal position.
+    position: u64,
+    /// SHA-256 in hexadecimal digits.
+    digest: String,
+}
+
 /// What a journal in a file of one machine comes to.
 const SINGLE_COPY: &str = "there is a single copy of the journal";
 
 fn readiness(app: &App) -> (StatusCode, Readiness) {
-    let silent = || (!app.ledger.is_healthy()).then(|| Arc::new("the ledger does not answer".to_owned()));
-    let reason = app.standing.unready.load_full().or_else(silent);
+    let reason = if app.standing.is_stopping() {
+        Some("the process is stopping".to_owned())
+    } else {
+        let differs = app.standing.unready.load();
+        differs.as_deref().cloned().or_else(|| app.ledger.trouble().map(str::to_owned))
+    };
     let (code, status) = match reason {
         None => (StatusCode::OK, "ready"),
         Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "unready"),
@@ -147,6 +180,23 @@ pub async fn readyz(call: Call<Everyone>) -> Result<Reply, Problem> {
     Reply::json(status, &readiness)
 }
 
+/// What does its state come to?
+///
+/// A digest of everything it decides by, as of a journal position: the same on every process at the same
+/// position. Takes time in proportion to the state, and decides nothing meanwhile. On the operations
+/// listener only.
+#[utoipa::path(get, path = "/digest", tag = "Operations", security(()), responses(
+    (status = 200, description = "The digest", body = StateDigest),
+))]
+pub async fn digest(call: Call<Everyone>) -> Result<Reply, Problem> {
+    match call.app.ledger.submit(Command::Digest).await? {
+        Outcome::Digest { position, digest } => {
+            Reply::ok(&StateDigest { position, digest: digest.to_string() })
+        }
+        _ => Err(Problem::internal("the outcome is of another kind than the command")),
+    }
+}
+
 /// What has it counted?
 ///
 /// Metrics for Prometheus. On the operations listener only.
@@ -160,6 +210,7 @@ pub async fn metrics(call: Call<Everyone>) -> Result<Reply, Problem> {
     metrics.journal_position.set(app.ledger.position());
     metrics.book_position.set(app.book.position());
     metrics.writer_queue_commands.set(app.ledger.queued() as u64);
-    metrics.shield_degraded.set(u64::from(app.shield.is_degraded()));
+    metrics.ready.set(u64::from(readiness(app).0 == StatusCode::OK));
+    metrics.set_shield(app.shield.name(), app.shield.is_degraded());
     Ok(Reply::new(StatusCode::OK, OPEN_METRICS, metrics.render().into()))
 }

@@ -73,7 +73,9 @@ impl Preparation<'_> {
             },
             judgement,
             judged_at: self.published.activated_at,
+            hash_keys: Arc::clone(self.hash_keys.check_values()),
             entropy,
+            is_twin: false,
             sale: Arc::new(Sale {
                 order_line,
                 price: sale.price,

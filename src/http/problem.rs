@@ -639,6 +639,8 @@ impl From<Failure> for Problem {
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         let code = match &refusal {
+            Refusal::HashKeyMissing => Code::LedgerUnavailable,
+            Refusal::RequestInProgress => Code::RequestInProgress,
             Refusal::HoldTooLong { .. } => Code::InvalidRequest,
             Refusal::IdempotencyKeyReused => Code::IdempotencyKeyReused,
             Refusal::CancelledBeforeArrival => Code::CancelledBeforeArrival,

@@ -149,7 +149,8 @@ impl Row {
 
 /// Adds up what the officer may see, once the book has caught up with the journal or a second has passed.
 async fn added_up(app: &App, wanted: Wanted, officer: &auth::Regulator) -> Result<Totals, Problem> {
-    app.book.wait_for(app.ledger.position(), Instant::now() + limits::BOOK_WAIT).await;
+    let arrived_at = app.ledger.look().await?;
+    app.book.wait_for(arrived_at, Instant::now() + limits::BOOK_WAIT).await;
     let Wanted { from, to, basis, group_by } = wanted;
     let query = TotalsQuery { regions: officer.regions.clone(), from, to, basis, group_by };
     let totals = app.book.totals(query).await?;

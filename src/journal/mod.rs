@@ -6,12 +6,17 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::ledger::entry::Hash;
+use crate::time::Timestamp;
 
 pub mod postgres;
 pub mod sqlite;
+
+#[cfg(test)]
+mod tests;
 
 /// The end of a journal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,6 +89,11 @@ pub trait Journal: Send {
 pub trait Reader: Send + Sync {
     /// The rows at these positions, in the order asked for; one that is not there is an error.
     fn rows<'a>(&'a self, positions: &'a [u64]) -> BoxFuture<'a, Result<Vec<Row>, JournalError>>;
+
+    /// What the clock of the machine that keeps the journal says, where that is another machine.
+    fn now(&self) -> BoxFuture<'_, Result<Option<Timestamp>, JournalError>> {
+        std::future::ready(Ok(None)).boxed()
+    }
 
     /// At most `limit` rows after position `after`, in order.
     fn after(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Row>, JournalError>>;

@@ -1,12 +1,14 @@
 //! The journal of many processes: one append-only table in PostgreSQL.
 //!
 //! An append is one statement that writes only if the journal still ends where the writer says: whoever
-//! is first wins, the other folds what was written and decides again. So that losing is rare, writers
-//! take turns under an advisory lock; the lock is a courtesy, and everything holds without it.
+//! is first wins, the other folds what was written and decides again. A process that has lost such a race
+//! takes turns with the others for a while, under an advisory lock, so that they do not decide in vain; as
+//! long as nobody else appends nobody waits for a lock. The turns are a courtesy, and everything holds
+//! without them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -14,11 +16,17 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, NoTls, Statement};
+use tokio_postgres::{Client, Statement};
 
 use super::{Head, Journal, JournalError, Reader, Row, above, signed};
 use crate::ledger::entry::Hash;
 use crate::limits;
+use crate::time::Timestamp;
+use place::{Backoff, within, words};
+
+pub mod place;
+
+pub use place::Place;
 
 /// The version of the tables that this program makes and uses.
 const SCHEMA: i32 = 1;
@@ -26,96 +34,55 @@ const SCHEMA: i32 = 1;
 const SCHEMA_LOCK: i64 = 0x7375_6273_6964_7900;
 const TURN_LOCK: i64 = 0x7375_6273_6964_7901;
 
+/// Makes the tables of version 1.
+const TABLES: &str = "
+    CREATE TABLE subsidy_pos_schema (version integer NOT NULL);
+    INSERT INTO subsidy_pos_schema VALUES (1);
+    CREATE TABLE journal (position bigint PRIMARY KEY, hash bytea NOT NULL, entry text NOT NULL)";
+/// What a database must not have: settings with which it can lose what it has confirmed, or an encoding
+/// that does not hold every text.
+const UNSAFE: &str = "
+    SELECT name || ' = ' || setting FROM pg_settings
+    WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
+       OR name = 'server_encoding' AND setting <> 'UTF8'";
+/// Appends whatever others do; for whoever has the turn, or has waited for it in vain.
 const APPEND: &str = "
     INSERT INTO journal (position, hash, entry)
     SELECT * FROM unnest($3::bigint[], $4::bytea[], $5::text[])
-    WHERE EXISTS (SELECT FROM journal WHERE position = $1 AND hash = $2)
-       OR ($1 = 0 AND NOT EXISTS (SELECT FROM journal))";
+    WHERE ($1::bigint = 0 OR EXISTS (SELECT FROM journal WHERE position = $1 AND hash = $2))
+      AND NOT EXISTS (SELECT FROM journal WHERE position > $1)";
+/// Appends unless someone else has the turn.
+const APPEND_OUT_OF_TURN: &str = "
+    WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock($6::bigint) AS is_free)
+    INSERT INTO journal (position, hash, entry)
+    SELECT new.* FROM turn, unnest($3::bigint[], $4::bytea[], $5::text[]) AS new
+    WHERE turn.is_free
+      AND ($1::bigint = 0 OR EXISTS (SELECT FROM journal WHERE position = $1 AND hash = $2))
+      AND NOT EXISTS (SELECT FROM journal WHERE position > $1)";
 const AFTER: &str =
     "SELECT position, hash, entry FROM journal WHERE position > $1 ORDER BY position LIMIT $2";
 const AT: &str = "
     SELECT position, hash, entry FROM journal
     JOIN unnest($1::bigint[]) WITH ORDINALITY AS asked (position, number) USING (position) ORDER BY number";
+const NOW: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 const HEAD: &str = "SELECT position, hash FROM journal ORDER BY position DESC LIMIT 1";
-
-/// Where a PostgreSQL journal is and how it is reached.
-#[derive(Clone, Debug)]
-pub struct Place {
-    config: Config,
-}
-
-impl Place {
-    /// Reads a URL, `postgres://user:password@host:port/database`.
-    ///
-    /// # Errors
-    /// When it is not one; the text does not repeat it.
-    pub fn parse(url: &str) -> Result<Self, JournalError> {
-        let mut config: Config =
-            url.parse().map_err(|error| JournalError::Unusable(format!("ledger.url: {error}")))?;
-        config.connect_timeout(limits::POSTGRES_TIMEOUT);
-        config.keepalives_idle(Duration::from_secs(10));
-        config.application_name("subsidy-pos");
-        Ok(Self { config })
-    }
-
-    async fn connect(&self) -> Result<Session, JournalError> {
-        let connected = tokio::time::timeout(limits::POSTGRES_TIMEOUT, self.config.connect(NoTls)).await;
-        let (client, connection) = match connected {
-            Ok(connected) => connected.map_err(unusable)?,
-            Err(_) => return Err(JournalError::Unknown("connecting took too long".into())),
-        };
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::warn!(%error, "a connection to PostgreSQL ended");
-            }
-        });
-        let session = async {
-            // A lock that is not got in time is done without; a statement that hangs is given up.
-            let millis = limits::POSTGRES_TIMEOUT.as_millis();
-            let turn = limits::TURN_WAIT.as_millis();
-            client
-                .batch_execute(&format!("SET statement_timeout = {millis}; SET lock_timeout = {turn}"))
-                .await?;
-            Ok(Session {
-                append: client.prepare(APPEND).await?,
-                after: client.prepare(AFTER).await?,
-                at: client.prepare(AT).await?,
-                head: client.prepare(HEAD).await?,
-                client,
-            })
-        };
-        within(session).await
-    }
-}
+/// Waits until everything that can be read is as durable as what is confirmed: with a synchronous standby,
+/// what a crash left here alone has reached it too.
+const CONFIRM: &str = "SELECT pg_logical_emit_message(true, 'subsidy-pos', '')";
+const LOCK: &str = "SELECT pg_advisory_lock($1)";
+const UNLOCK: &str = "SELECT pg_advisory_unlock($1)";
 
 /// A connection with its statements.
 #[derive(Debug)]
 struct Session {
     client: Client,
     append: Statement,
+    append_out_of_turn: Statement,
     after: Statement,
     at: Statement,
     head: Statement,
-}
-
-async fn within<T>(work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, JournalError> {
-    match tokio::time::timeout(limits::POSTGRES_TIMEOUT, work).await {
-        Ok(done) => done.map_err(unknown),
-        Err(_) => Err(JournalError::Unknown("PostgreSQL took too long".into())),
-    }
-}
-
-/// What the driver says, with the server's own words.
-fn words(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string)
-}
-
-fn unknown(error: tokio_postgres::Error) -> JournalError {
-    JournalError::Unknown(words(&error))
-}
-
-fn unusable(error: tokio_postgres::Error) -> JournalError {
-    JournalError::Unusable(format!("PostgreSQL cannot be reached: {}", words(&error)))
+    lock: Statement,
+    unlock: Statement,
 }
 
 fn row(row: &tokio_postgres::Row) -> Result<Row, tokio_postgres::Error> {
@@ -124,12 +91,34 @@ fn row(row: &tokio_postgres::Row) -> Result<Row, tokio_postgres::Error> {
     let entry: &str = row.try_get(2)?;
     Ok(Row {
         position: position.unsigned_abs(),
+        // A hash of another length is as wrong as another hash, and is found by whoever checks it.
         hash: Hash::from_slice(hash).unwrap_or(Hash::ZERO),
         entry: Arc::from(entry.as_bytes()),
     })
 }
 
 impl Session {
+    async fn begin(place: &Place, to_write: bool) -> Result<Self, JournalError> {
+        let client = place.connect(limits::POSTGRES_TIMEOUT, limits::TURN_WAIT).await?;
+        ensure_safe(&client).await?;
+        if to_write {
+            within(client.batch_execute(CONFIRM)).await?;
+        }
+        within(async {
+            Ok(Self {
+                append: client.prepare(APPEND).await?,
+                append_out_of_turn: client.prepare(APPEND_OUT_OF_TURN).await?,
+                after: client.prepare(AFTER).await?,
+                at: client.prepare(AT).await?,
+                head: client.prepare(HEAD).await?,
+                lock: client.prepare(LOCK).await?,
+                unlock: client.prepare(UNLOCK).await?,
+                client,
+            })
+        })
+        .await
+    }
+
     async fn head(&self) -> Result<Head, JournalError> {
         let head = within(async {
             let Some(last) = self.client.query_opt(&self.head, &[]).await? else { return Ok(Head::EMPTY) };
@@ -137,6 +126,10 @@ impl Session {
             Ok(Head { position: position.unsigned_abs(), hash: Hash::from_slice(hash).unwrap_or(Hash::ZERO) })
         });
         head.await
+    }
+
+    async fn now(&self) -> Result<Timestamp, JournalError> {
+        within(async { self.client.query_one(NOW, &[]).await?.try_get(0).map(Timestamp::from_ms) }).await
     }
 
     async fn after(&self, after: u64, limit: usize) -> Result<Vec<Row>, JournalError> {
@@ -160,22 +153,107 @@ impl Session {
         Ok(rows)
     }
 
-    async fn append(&self, expected: Head, rows: &[Row]) -> Result<(), JournalError> {
+    async fn append(&self, expected: Head, rows: &[Row], in_turn: bool) -> Result<(), JournalError> {
         let positions: Vec<i64> = rows.iter().map(|row| signed(row.position)).collect();
         let hashes: Vec<&[u8]> = rows.iter().map(|row| row.hash.bytes().as_slice()).collect();
         let entries: Result<Vec<&str>, _> = rows.iter().map(|row| std::str::from_utf8(&row.entry)).collect();
         let entries = entries.map_err(|error| JournalError::Unusable(error.to_string()))?;
         let (position, hash) = (signed(expected.position), expected.hash.bytes().as_slice());
-        let values: [&(dyn ToSql + Sync); 5] = [&position, &hash, &positions, &hashes, &entries];
-        let inserted = self.client.execute(&self.append, &values);
+        let values: [&(dyn ToSql + Sync); 6] = [&position, &hash, &positions, &hashes, &entries, &TURN_LOCK];
+        let inserted = match (in_turn, &values) {
+            (true, [values @ .., _]) => self.client.execute(&self.append, values).boxed(),
+            (false, values) => self.client.execute(&self.append_out_of_turn, values).boxed(),
+        };
         match tokio::time::timeout(limits::POSTGRES_TIMEOUT, inserted).await {
             Ok(Ok(0)) => Err(JournalError::Moved),
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(JournalError::Moved),
-            Ok(Err(error)) => Err(unknown(error)),
+            Ok(Err(error)) => Err(JournalError::Unknown(words(&error))),
             Err(_) => Err(JournalError::Unknown("PostgreSQL took too long".into())),
         }
     }
+
+    /// Waits for the turn; false where whoever has it does not go on.
+    async fn lock(&self) -> Result<bool, JournalError> {
+        let locked = self.client.execute(&self.lock, &[&TURN_LOCK]);
+        match tokio::time::timeout(limits::POSTGRES_TIMEOUT, locked).await {
+            Ok(Ok(_)) => Ok(true),
+            Ok(Err(error)) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
+            Ok(Err(error)) => Err(JournalError::Unknown(words(&error))),
+            Err(_) => Err(JournalError::Unknown("PostgreSQL took too long".into())),
+        }
+    }
+
+    async fn unlock(&self) -> Result<(), JournalError> {
+        within(self.client.execute(&self.unlock, &[&TURN_LOCK])).await.map(drop)
+    }
+}
+
+/// What PostgreSQL confirms must survive a crash, and be what was sent.
+async fn ensure_safe(client: &Client) -> Result<(), JournalError> {
+    let found = within(async {
+        let rows = client.query(UNSAFE, &[]).await?;
+        rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()
+    });
+    let found = found.await?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(JournalError::Unusable(format!(
+        "PostgreSQL has {}, so that what it confirms can be lost: it needs fsync, full_page_writes and \
+         synchronous_commit on, and a database made with ENCODING 'UTF8'",
+        found.join(", ")
+    )))
+}
+
+/// Makes the tables where there are none, and checks their version.
+async fn migrate(place: &Place) -> Result<(), JournalError> {
+    let mut client = place.connect(limits::POSTGRES_TIMEOUT, limits::POSTGRES_TIMEOUT).await?;
+    ensure_safe(&client).await?;
+    within(async {
+        // Several processes may start at once: the lock lasts to the end of the transaction.
+        let transaction = client.transaction().await?;
+        transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK]).await?;
+        if !exists(transaction.client()).await? {
+            transaction.batch_execute(TABLES).await?;
+        }
+        transaction.commit().await
+    })
+    .await
+    .map_err(|error| JournalError::Unusable(format!("the journal's tables cannot be made: {error}")))?;
+    check_version(&client).await
+}
+
+async fn exists(client: &Client) -> Result<bool, tokio_postgres::Error> {
+    client.query_one("SELECT to_regclass('subsidy_pos_schema') IS NOT NULL", &[]).await?.try_get(0)
+}
+
+async fn check_version(client: &Client) -> Result<(), JournalError> {
+    let version = within(async {
+        let version = client.query_one("SELECT max(version) FROM subsidy_pos_schema", &[]).await?;
+        version.try_get::<_, Option<i32>>(0)
+    });
+    match version.await? {
+        Some(SCHEMA) => Ok(()),
+        Some(other) => Err(JournalError::Unusable(format!(
+            "the tables in PostgreSQL are of version {other}, this program knows version {SCHEMA}: run the \
+             program that belongs to them"
+        ))),
+        None => Err(JournalError::Unusable(
+            "the tables in PostgreSQL name no version: restore the table subsidy_pos_schema".into(),
+        )),
+    }
+}
+
+/// Whose turn it is to append.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Turn {
+    /// Nobody else has appended of late.
+    NotNeeded,
+    /// This process's, since then.
+    Own(Instant),
+    /// It was waited for in vain; whoever appends first wins.
+    Missed,
 }
 
 /// The writer's side. It drives its own connection, so that nothing else can hold it up.
@@ -183,10 +261,12 @@ impl Session {
 pub struct PostgresJournal {
     place: Place,
     runtime: Runtime,
+    only_reads: bool,
     session: Option<Session>,
-    /// Since when it is this process's turn.
-    turn: Option<Instant>,
-    failures: u32,
+    backoff: Backoff,
+    turn: Turn,
+    /// Until when turns are taken, because others append too.
+    contended_until: Option<Instant>,
 }
 
 impl PostgresJournal {
@@ -195,60 +275,40 @@ impl PostgresJournal {
     /// # Errors
     /// When it cannot be reached, is of another version of the tables, or does not keep what it confirms.
     pub fn open(place: &Place) -> Result<Self, JournalError> {
+        let journal = Self::new(place.clone(), false)?;
+        journal.runtime.block_on(migrate(place))?;
+        Ok(journal)
+    }
+
+    /// Opens the journal at `place` to be read, if there is one; on a standby too.
+    ///
+    /// # Errors
+    /// When there is none, or as [`PostgresJournal::open`].
+    pub fn open_to_read(place: &Place) -> Result<Self, JournalError> {
+        let journal = Self::new(place.for_reading(), true)?;
+        journal.runtime.block_on(async {
+            let client = journal.place.connect(limits::POSTGRES_TIMEOUT, limits::TURN_WAIT).await?;
+            if !within(exists(&client)).await? {
+                return Err(JournalError::Unusable("there is no journal in this database".into()));
+            }
+            check_version(&client).await
+        })?;
+        Ok(journal)
+    }
+
+    fn new(place: Place, only_reads: bool) -> Result<Self, JournalError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| JournalError::Unusable(error.to_string()))?;
-        let mut journal = Self { place: place.clone(), runtime, session: None, turn: None, failures: 0 };
-        journal.migrate()?;
-        Ok(journal)
-    }
-
-    fn migrate(&mut self) -> Result<(), JournalError> {
-        let config = self.place.config.clone();
-        self.runtime.block_on(async {
-            let (mut client, connection) = config.connect(NoTls).await.map_err(unusable)?;
-            let driver = tokio::spawn(connection);
-            ensure_durable(&client).await?;
-            let version = within(async {
-                // Several processes may start at once: the lock lasts to the end of the transaction.
-                let transaction = client.transaction().await?;
-                transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK]).await?;
-                let exists = transaction
-                    .query_one("SELECT to_regclass('subsidy_pos_schema') IS NOT NULL", &[])
-                    .await?
-                    .try_get::<_, bool>(0)?;
-                if !exists {
-                    transaction
-                        .batch_execute(
-                            "CREATE TABLE subsidy_pos_schema (version integer NOT NULL);
-                             INSERT INTO subsidy_pos_schema VALUES (1);
-                             CREATE TABLE journal (
-                                 position bigint PRIMARY KEY,
-                                 hash     bytea NOT NULL,
-                                 entry    text NOT NULL
-                             )",
-                        )
-                        .await?;
-                }
-                let version = transaction
-                    .query_one("SELECT max(version) FROM subsidy_pos_schema", &[])
-                    .await?
-                    .try_get(0)?;
-                transaction.commit().await?;
-                Ok(version)
-            })
-            .await?;
-            drop(client);
-            driver.abort();
-            match version {
-                Some(SCHEMA) => Ok(()),
-                Some(other) => Err(JournalError::Unusable(format!(
-                    "the tables in PostgreSQL are of version {other:?}, this program knows version {SCHEMA}: \
-                     run the program that belongs to them"
-                ))),
-                None => Err(JournalError::Unusable("the tables in PostgreSQL name no version".into())),
-            }
+        Ok(Self {
+            place,
+            runtime,
+            only_reads,
+            session: None,
+            backoff: Backoff::default(),
+            turn: Turn::NotNeeded,
+            contended_until: None,
         })
     }
 
@@ -258,18 +318,19 @@ impl PostgresJournal {
         &mut self,
         work: impl AsyncFnOnce(&Session) -> Result<T, JournalError>,
     ) -> Result<T, JournalError> {
-        let (place, failures) = (&self.place, self.failures);
-        let held = self.session.take();
+        let held = self.session.take().filter(|session| !session.client.is_closed());
+        if held.is_none() {
+            self.turn = Turn::NotNeeded;
+            self.backoff.check()?;
+        }
+        let (place, only_reads) = (&self.place, self.only_reads);
         let (session, result) = self.runtime.block_on(async move {
-            let session = match held.filter(|session| !session.client.is_closed()) {
+            let session = match held {
                 Some(session) => session,
-                None => {
-                    pause_before_connecting(failures).await;
-                    match place.connect().await {
-                        Ok(session) => session,
-                        Err(error) => return (None, Err(error)),
-                    }
-                }
+                None => match Session::begin(place, !only_reads).await {
+                    Ok(session) => session,
+                    Err(error) => return (None, Err(error)),
+                },
             };
             let result = work(&session).await;
             (Some(session), result)
@@ -277,37 +338,15 @@ impl PostgresJournal {
         match &result {
             Ok(_) | Err(JournalError::Moved) => {
                 self.session = session;
-                self.failures = 0;
+                self.backoff.succeeded();
             }
             Err(_) => {
-                self.turn = None;
-                self.failures = self.failures.saturating_add(1);
+                self.turn = Turn::NotNeeded;
+                self.backoff.failed();
             }
         }
         result
     }
-}
-
-/// Grows with the failures in a row, and differs between processes.
-async fn pause_before_connecting(failures: u32) {
-    if failures > 0 {
-        let most = limits::POSTGRES_RETRY_MS_MAX.min(10_u64 << failures.min(10));
-        tokio::time::sleep(Duration::from_millis(rand::random_range(most / 2..=most))).await;
-    }
-}
-
-/// What PostgreSQL confirms must survive a crash.
-async fn ensure_durable(client: &Client) -> Result<(), JournalError> {
-    for setting in ["fsync", "full_page_writes", "synchronous_commit"] {
-        let value: String =
-            within(async { client.query_one(&format!("SHOW {setting}"), &[]).await?.try_get(0) }).await?;
-        if value == "off" {
-            return Err(JournalError::Unusable(format!(
-                "PostgreSQL has {setting} = off, so that what it confirms can be lost; set it to on"
-            )));
-        }
-    }
-    Ok(())
 }
 
 impl Journal for PostgresJournal {
@@ -316,7 +355,12 @@ impl Journal for PostgresJournal {
     }
 
     fn append(&mut self, expected: Head, rows: &[Row]) -> Result<(), JournalError> {
-        self.with(async |session| session.append(expected, rows).await)
+        let in_turn = self.turn != Turn::NotNeeded;
+        let appended = self.with(async |session| session.append(expected, rows, in_turn).await);
+        if matches!(appended, Err(JournalError::Moved)) {
+            self.contended_until = Some(Instant::now() + limits::CONTENTION);
+        }
+        appended
     }
 
     fn read(&mut self, after: u64, limit: usize) -> Result<Vec<Row>, JournalError> {
@@ -325,7 +369,7 @@ impl Journal for PostgresJournal {
 
     fn reopen(&mut self) -> Result<(), JournalError> {
         self.session = None;
-        self.turn = None;
+        self.turn = Turn::NotNeeded;
         Ok(())
     }
 
@@ -334,36 +378,27 @@ impl Journal for PostgresJournal {
     }
 
     fn take_turn(&mut self) -> Result<bool, JournalError> {
-        if self.turn.is_some_and(|since| since.elapsed() < limits::TURN) {
+        if self.contended_until.is_none_or(|until| Instant::now() >= until) {
+            self.contended_until = None;
+            self.end_turn();
             return Ok(false);
         }
-        let had_it = self.turn.take().is_some();
-        let taken = self.with(async |session| {
-            if had_it {
-                within(session.client.execute("SELECT pg_advisory_unlock($1)", &[&TURN_LOCK])).await?;
-            }
-            let locked = session.client.execute("SELECT pg_advisory_lock($1)", &[&TURN_LOCK]);
-            match tokio::time::timeout(limits::POSTGRES_TIMEOUT, locked).await {
-                Ok(Ok(_)) => Ok(true),
-                // Someone holds it and does not go on; whoever appends first wins.
-                Ok(Err(error)) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
-                Ok(Err(error)) => Err(unknown(error)),
-                Err(_) => Err(JournalError::Unknown("PostgreSQL took too long".into())),
-            }
-        })?;
-        self.turn = taken.then(Instant::now);
+        match self.turn {
+            Turn::Own(since) if since.elapsed() < limits::TURN => return Ok(false),
+            // Whoever waits is served first.
+            _ => self.end_turn(),
+        }
+        let has_it = self.with(async |session| session.lock().await)?;
+        self.turn = if has_it { Turn::Own(Instant::now()) } else { Turn::Missed };
         Ok(true)
     }
 
     fn end_turn(&mut self) {
-        if self.turn.take().is_some() {
-            let unlocked = self.with(async |session| {
-                within(session.client.execute("SELECT pg_advisory_unlock($1)", &[&TURN_LOCK])).await
-            });
-            if let Err(error) = unlocked {
-                // The lock goes with the connection.
-                tracing::warn!(%error, "the turn could not be given up");
-            }
+        if matches!(std::mem::replace(&mut self.turn, Turn::NotNeeded), Turn::Own(_))
+            && let Err(error) = self.with(async |session| session.unlock().await)
+        {
+            // The lock goes with the connection.
+            tracing::warn!(%error, "the turn could not be given up");
         }
     }
 }
@@ -373,41 +408,77 @@ pub struct PostgresReader {
     place: Place,
     /// Drives the connections.
     runtime: tokio::runtime::Handle,
-    sessions: Vec<Mutex<Option<Arc<Session>>>>,
+    slots: Vec<Mutex<Slot>>,
     next: AtomicUsize,
 }
 
+/// One connection of the readers, if it is up.
+#[derive(Default)]
+struct Slot {
+    session: Option<Arc<Session>>,
+    backoff: Backoff,
+}
+
 impl PostgresReader {
-    /// A reader of the journal at `place`, whose connections are driven by the current runtime.
-    pub fn new(place: &Place) -> Self {
+    /// A reader of the journal at `place`, whose connections are driven by `runtime`.
+    pub fn new(place: &Place, runtime: tokio::runtime::Handle) -> Self {
         Self {
             place: place.clone(),
-            runtime: tokio::runtime::Handle::current(),
-            sessions: (0..limits::POSTGRES_READERS).map(|_| Mutex::new(None)).collect(),
+            runtime,
+            slots: (0..limits::POSTGRES_READERS).map(|_| Mutex::default()).collect(),
             next: AtomicUsize::new(0),
         }
     }
 
-    async fn session(&self) -> Result<Arc<Session>, JournalError> {
+    /// Runs `work` on one of the connections. One on which anything failed is not used again.
+    async fn with<T>(
+        &self,
+        work: impl AsyncFnOnce(&Session) -> Result<T, JournalError>,
+    ) -> Result<T, JournalError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed) % limits::POSTGRES_READERS;
-        let slot = self.sessions.get(number).ok_or_else(|| JournalError::Unusable("no reader".into()))?;
+        let slot = self.slots.get(number).ok_or_else(|| JournalError::Unusable("no reader".into()))?;
+        let session = self.session(slot).await?;
+        let result = work(&session).await;
+        if result.is_err() {
+            let mut slot = slot.lock().await;
+            if slot.session.as_ref().is_some_and(|current| Arc::ptr_eq(current, &session)) {
+                slot.session = None;
+            }
+        }
+        result
+    }
+
+    async fn session(&self, slot: &Mutex<Slot>) -> Result<Arc<Session>, JournalError> {
         let mut slot = slot.lock().await;
-        if let Some(session) = slot.as_ref().filter(|session| !session.client.is_closed()) {
+        if let Some(session) = slot.session.as_ref().filter(|session| !session.client.is_closed()) {
             return Ok(Arc::clone(session));
         }
+        slot.backoff.check()?;
         let place = self.place.clone();
-        let connecting = self.runtime.spawn(async move { place.connect().await });
-        let session = connecting.await.map_err(|error| JournalError::Unknown(error.to_string()))??;
-        Ok(Arc::clone(slot.insert(Arc::new(session))))
+        let connecting = self.runtime.spawn(async move { Session::begin(&place, false).await });
+        match connecting.await.map_err(|error| JournalError::Unknown(error.to_string())).flatten() {
+            Ok(session) => {
+                slot.backoff.succeeded();
+                Ok(Arc::clone(slot.session.insert(Arc::new(session))))
+            }
+            Err(error) => {
+                slot.backoff.failed();
+                Err(error)
+            }
+        }
     }
 }
 
 impl Reader for PostgresReader {
     fn rows<'a>(&'a self, positions: &'a [u64]) -> BoxFuture<'a, Result<Vec<Row>, JournalError>> {
-        async move { self.session().await?.at(positions).await }.boxed()
+        async move { self.with(async |session| session.at(positions).await).await }.boxed()
+    }
+
+    fn now(&self) -> BoxFuture<'_, Result<Option<Timestamp>, JournalError>> {
+        async move { self.with(async |session| session.now().await.map(Some)).await }.boxed()
     }
 
     fn after(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Row>, JournalError>> {
-        async move { self.session().await?.after(after, limit).await }.boxed()
+        async move { self.with(async |session| session.after(after, limit).await).await }.boxed()
     }
 }

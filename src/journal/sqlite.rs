@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -23,6 +25,7 @@ const LOCK_FILE: &str = "journal.lock";
 pub struct SqliteJournal {
     path: PathBuf,
     connection: Connection,
+    checkpointer: Checkpointer,
     /// Held for as long as the journal is open.
     _lock: File,
 }
@@ -33,7 +36,8 @@ impl SqliteJournal {
         let lock = lock(&directory.join(LOCK_FILE))?;
         let path = directory.join(FILE);
         let connection = connect(&path)?;
-        Ok(Self { path, connection, _lock: lock })
+        let checkpointer = Checkpointer::start(path.clone())?;
+        Ok(Self { path, connection, checkpointer, _lock: lock })
     }
 }
 
@@ -67,9 +71,11 @@ fn connect(path: &Path) -> Result<Connection, JournalError> {
 }
 
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    // Of a new file only; an older one keeps the pages it has.
+    connection.pragma_update(None, "page_size", limits::JOURNAL_PAGE_BYTES)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "wal_autocheckpoint", limits::JOURNAL_CHECKPOINT_PAGES)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "journal_size_limit", limits::JOURNAL_WAL_BYTES_KEPT)?;
     // The hash is checked by whoever reads, so the column order is all there is to know.
     connection.execute_batch(
@@ -79,6 +85,102 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
              entry    TEXT NOT NULL
          ) STRICT",
     )
+}
+
+/// Carries the write-ahead log over into the journal's file, on a thread of its own so that no append
+/// waits for it. Only what was appended meanwhile is left to the writer: SQLite begins its log anew once
+/// all of it has been carried over, and that is only so for a moment when nobody writes.
+#[derive(Debug)]
+struct Checkpointer {
+    /// None only while it is being dropped.
+    calls: Option<SyncSender<()>>,
+    /// Whether next to nothing is left to carry over.
+    nearly_done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    /// Bytes appended since it was last called.
+    bytes: usize,
+}
+
+impl Checkpointer {
+    fn start(path: PathBuf) -> Result<Self, JournalError> {
+        let (calls, called) = sync_channel(1);
+        let nearly_done = Arc::new(AtomicBool::new(false));
+        let tell = Arc::clone(&nearly_done);
+        let work = move || {
+            let mut connection = None;
+            for () in called {
+                match carry_over(&mut connection, &path) {
+                    Ok(is_nearly_done) => tell.store(is_nearly_done, Ordering::Release),
+                    Err(error) => {
+                        tracing::warn!(%error, "the journal's log was not carried over; it is tried again");
+                        connection = None;
+                    }
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("checkpointer".into())
+            .spawn(work)
+            .map_err(|error| JournalError::Unusable(format!("no thread for checkpoints: {error}")))?;
+        Ok(Self { calls: Some(calls), nearly_done, thread: Some(thread), bytes: 0 })
+    }
+
+    /// To be told after every append, with the writer's connection.
+    fn appended(&mut self, bytes: usize, connection: &Connection) {
+        self.bytes += bytes;
+        if self.nearly_done.swap(false, Ordering::Acquire)
+            && let Err(error) = checkpoint(connection)
+        {
+            tracing::warn!(%error, "the journal's log was not carried over; it is tried again");
+        }
+        if self.bytes >= limits::JOURNAL_CHECKPOINT_BYTES {
+            self.bytes = 0;
+            if let Some(calls) = &self.calls {
+                // If it is at work, or called already, that is as good.
+                let _ = calls.try_send(());
+            }
+        }
+    }
+}
+
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        self.calls = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread for checkpoints had failed");
+        }
+    }
+}
+
+/// Carries over until hardly more is appended than carried. Whether it came to that.
+fn carry_over(slot: &mut Option<Connection>, path: &Path) -> rusqlite::Result<bool> {
+    let connection = match slot {
+        Some(connection) => connection,
+        None => {
+            let connection = Connection::open(path)?;
+            // As the writer's: what is carried over is synced before the log may be overwritten.
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+            slot.insert(connection)
+        }
+    };
+    let mut carried = 0;
+    for _ in 0..limits::JOURNAL_CHECKPOINT_ROUNDS {
+        let (log, all) = checkpoint(connection)?;
+        if log - carried < limits::JOURNAL_CHECKPOINT_REST_PAGES {
+            return Ok(true);
+        }
+        carried = all;
+    }
+    Ok(false)
+}
+
+/// Carries over what is in the log when it begins, waiting for nobody. How many pages were in the log
+/// then, and how many of them have been carried over, now or before.
+fn checkpoint(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))
 }
 
 /// A failed statement: it is not known what became of it.
@@ -140,7 +242,10 @@ impl Journal for SqliteJournal {
                 insert.execute((signed(row.position), row.hash.bytes(), entry)).map_err(unknown)?;
             }
         }
-        transaction.commit().map_err(unknown)
+        transaction.commit().map_err(unknown)?;
+        let bytes = rows.iter().map(|row| row.entry.len()).sum();
+        self.checkpointer.appended(bytes, &self.connection);
+        Ok(())
     }
 
     fn read(&mut self, after: u64, limit: usize) -> Result<Vec<Row>, JournalError> {
@@ -225,5 +330,33 @@ impl Reader for SqliteReader {
 
     fn after(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Row>, JournalError>> {
         std::future::ready(self.read_after(after, limit)).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_is_carried_over_while_appends_go_on_and_does_not_grow_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = SqliteJournal::open(directory.path()).unwrap();
+        let entry: Arc<[u8]> = vec![b'x'; 1200].into();
+        let mut head = Head::EMPTY;
+        let (mut most, mut appended) = (0, 0);
+        while appended < 12 * limits::JOURNAL_CHECKPOINT_BYTES {
+            let rows: Vec<Row> = (1..=64)
+                .map(|n| Row { position: head.position + n, hash: Hash::of(b"x"), entry: Arc::clone(&entry) })
+                .collect();
+            journal.append(head, &rows).unwrap();
+            head = Head { position: head.position + 64, hash: Hash::of(b"x") };
+            appended += 64 * entry.len();
+            let log = std::fs::metadata(directory.path().join("journal.db-wal")).unwrap();
+            most = most.max(log.len() as usize);
+        }
+        assert!(most < 6 * limits::JOURNAL_CHECKPOINT_BYTES, "the log grew to {most} of {appended} bytes");
+        drop(journal);
+        let mut again = SqliteJournal::open(directory.path()).unwrap();
+        assert_eq!(again.head().unwrap(), head);
     }
 }

@@ -119,6 +119,7 @@ pub fn decide(state: &State, command: &Command, now: Timestamp) -> Decision {
                 check: Arc::clone(check),
             })),
         },
+        Command::Look => Ok(Answer::Done.into()),
         Command::Digest => Ok(Answer::Digest.into()),
         Command::DigestOf(part) => Ok(Answer::DigestOf(*part).into()),
     };
@@ -160,6 +161,9 @@ struct Asked<'a> {
 
 fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
     let keys = &draft.keys;
+    if state.hash_keys().iter().any(|(hash_key, check)| draft.hash_keys.get(hash_key) != Some(check)) {
+        return Err(Refusal::HashKeyMissing.into());
+    }
     let request = state.request(&keys.request, now);
     if let Request::Claim(ix) = request
         && let Some(replay) = replay(state, draft, ix)?
@@ -175,6 +179,7 @@ fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
     };
     check_hold(draft.hold_minutes, judgement)?;
     match request {
+        Request::Unknown if draft.is_twin => return Err(Refusal::RequestInProgress.into()),
         Request::Unknown => {}
         Request::Spent => return Err(Refusal::CancelledBeforeArrival.into()),
         Request::Claim(_) => return Err(Refusal::IdempotencyKeyReused.into()),

@@ -1,5 +1,6 @@
 //! What the ledger is asked, and what it answers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -75,6 +76,8 @@ pub enum Command {
         /// Its check value.
         check: Arc<str>,
     },
+    /// Nothing but a look at the journal, so that what others have appended is known.
+    Look,
     /// A digest of the whole state, for comparing processes; takes time in proportion to it.
     Digest,
     /// A digest of a part of the state, and the position it is true at.
@@ -106,8 +109,13 @@ pub struct Draft {
     pub judgement: Result<Determination, Refused>,
     /// The position of the activation judged under; under another the ledger judges again.
     pub judged_at: u64,
+    /// The hash keys by algorithm and id, each with its check value, under which the consumer and the
+    /// content were hashed.
+    pub hash_keys: Arc<BTreeMap<Arc<str>, Arc<str>>>,
     /// Random bits for the claim's id.
     pub entropy: u128,
+    /// Whether another process is deciding the same request: then only what is known of it is answered.
+    pub is_twin: bool,
 }
 
 /// The keys of a claim to make.
@@ -221,11 +229,11 @@ pub struct AdjustFund {
     pub fingerprint: Key,
 }
 
-/// An entry with the hash of its bytes.
+/// An entry, or what was read of it, with the hash of its bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Stored {
+pub struct Stored<M = ClaimMade> {
     /// The entry.
-    pub entry: Entry,
+    pub entry: Entry<M>,
     /// The hash of its bytes.
     pub hash: Hash,
 }
@@ -336,6 +344,11 @@ pub struct Alternative {
 /// changes nothing.
 #[derive(Clone, Debug)]
 pub enum Refusal {
+    /// Claims may have been made under a hash key that the draft was not hashed with: whether this
+    /// consumer has had what is due cannot be told.
+    HashKeyMissing,
+    /// The same request is being decided by another process.
+    RequestInProgress,
     /// The hold is longer than the programme that pays allows.
     HoldTooLong {
         /// The longest hold it allows, in minutes.

@@ -9,7 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::de::{self, DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smallvec::SmallVec;
 
 use crate::claim::{AdjustReason, ClaimId, Device, FundId, ReturnReason, Sale, Status};
@@ -70,23 +71,31 @@ impl Key {
     }
 }
 
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    fn digit(byte: u8) -> Option<u8> {
-        match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        }
+/// The value of every hexadecimal digit, and 255 for what is none.
+const UNHEX: [u8; 256] = {
+    let mut values = [255; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        value += 1;
     }
+    values
+};
+
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let text = text.as_bytes();
     if text.len() != N * 2 {
         return None;
     }
     let mut bytes = [0; N];
+    let mut faults = 0;
     for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-        *byte = (digit(pair[0])? << 4) | digit(pair[1])?;
+        let (high, low) = (UNHEX[usize::from(pair[0])], UNHEX[usize::from(pair[1])]);
+        // Only what is no digit has the upper bits set.
+        faults |= high | low;
+        *byte = (high << 4) | (low & 15);
     }
-    Some(bytes)
+    (faults < 16).then_some(bytes)
 }
 
 fn hex<const N: usize>(bytes: &[u8; N], f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -134,10 +143,10 @@ pub enum Algorithm {
     Sha256,
 }
 
-/// One entry.
+/// One entry. `M` is how much of a claim was read: all of it, or its [`Effects`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
+pub struct Entry<M = ClaimMade> {
     /// The format; see [`VERSION`].
     pub v: u16,
     /// Counted from 1 without gaps.
@@ -150,13 +159,13 @@ pub struct Entry {
     #[serde(rename = "at_ms")]
     pub at: Timestamp,
     /// What happened.
-    pub event: Event,
+    pub event: Event<M>,
 }
 
 /// What an entry says happened.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Event {
+pub enum Event<M = ClaimMade> {
     /// The first entry of every journal.
     JournalOpened {
         /// Random; keys the names of devices, orders and persons in this journal.
@@ -188,7 +197,7 @@ pub enum Event {
         by: Arc<str>,
     },
     /// A claim was made.
-    ClaimMade(Arc<ClaimMade>),
+    ClaimMade(Arc<M>),
     /// A claim went into another status.
     ClaimMoved(Arc<ClaimMoved>),
     /// A key that stood for nothing was cancelled: a late original is refused.
@@ -335,10 +344,10 @@ pub struct ClaimKeys {
     pub trade_in: Option<Key>,
 }
 
-/// See [`Event::ClaimMade`].
+/// See [`Event::ClaimMade`]. `S` and `C` stand for what the state does not keep.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ClaimMade {
+pub struct ClaimMade<S = Arc<Sale>, C = SmallVec<[Judged; 4]>> {
     /// The claim.
     pub claim_id: ClaimId,
     /// Whose claim it is.
@@ -347,7 +356,7 @@ pub struct ClaimMade {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Arc<str>>,
     /// What was sold.
-    pub sale: Arc<Sale>,
+    pub sale: S,
     /// `held` or `redeemed`.
     pub status: Status,
     /// When the hold ends.
@@ -357,7 +366,7 @@ pub struct ClaimMade {
     #[serde(rename = "subsidy_fen")]
     pub subsidy: Fen,
     /// Every programme that judged the sale, the one that pays first.
-    pub considered: SmallVec<[Judged; 4]>,
+    pub considered: C,
     /// Whether a return gives the person's entitlement back.
     pub return_restores: bool,
     /// The keys taken.
@@ -367,6 +376,20 @@ pub struct ClaimMade {
     /// The money moved.
     pub fund: FundDelta,
 }
+
+/// A member of an entry that was passed over when it was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Skipped;
+
+impl<'de> Deserialize<'de> for Skipped {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        de::IgnoredAny::deserialize(deserializer).map(|_| Self)
+    }
+}
+
+/// What the state needs of a made claim: everything but what was sold and how it was judged. Reading no
+/// more than that is what makes starting fast.
+pub type Effects = ClaimMade<Skipped, Skipped>;
 
 /// See [`Event::ClaimMoved`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -436,18 +459,21 @@ pub enum Unreadable {
     },
 }
 
-impl Entry {
+impl<M: DeserializeOwned> Entry<M> {
     /// Reads the entry stored at `position`.
     pub fn decode(position: u64, bytes: &[u8]) -> Result<Self, Unreadable> {
         #[derive(Deserialize)]
         struct Versioned {
             v: u16,
         }
-        let entry: Self = serde_json::from_slice(bytes).map_err(|cause| {
-            match serde_json::from_slice::<Versioned>(bytes) {
-                Ok(Versioned { v }) if v > VERSION => Unreadable::Version { position, version: v },
-                _ => Unreadable::Malformed { position, cause },
-            }
+        // Whether all of it is UTF-8 is asked once; the parser would ask for every string.
+        let parsed = match std::str::from_utf8(bytes) {
+            Ok(text) => serde_json::from_str(text),
+            Err(_) => serde_json::from_slice(bytes),
+        };
+        let entry: Self = parsed.map_err(|cause| match serde_json::from_slice::<Versioned>(bytes) {
+            Ok(Versioned { v }) if v > VERSION => Unreadable::Version { position, version: v },
+            _ => Unreadable::Malformed { position, cause },
         })?;
         if entry.v == 0 || entry.v > VERSION {
             return Err(Unreadable::Version { position, version: entry.v });
@@ -457,7 +483,9 @@ impl Entry {
         }
         Ok(entry)
     }
+}
 
+impl Entry {
     /// Appends the bytes to store and hash to `buffer`.
     pub fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), serde_json::Error> {
         serde_json::to_writer(buffer, self)

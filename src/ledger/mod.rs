@@ -7,6 +7,7 @@ use crate::programme::{ProgrammeHistory, ProgrammeSet};
 
 pub mod apply;
 pub mod command;
+mod desk;
 pub mod entry;
 pub mod keys;
 pub mod state;

@@ -1,7 +1,7 @@
 //! The ledger on a journal in memory that can be made to fail, to lose answers and to be written by
 //! another process.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -11,13 +11,14 @@ use proptest::prelude::*;
 use super::KeyRing;
 use super::apply::{self, Decision};
 use super::command::*;
-use super::entry::{Algorithm, Entry, Event, Hash, Key, ProgrammeFile, VERSION};
+use super::entry::{Algorithm, Effects, Entry, Event, Hash, Key, ProgrammeFile, VERSION};
 use super::state::{Part, State, Undo};
 use super::writer::{Ledger, Observer, Writer};
 use crate::claim::*;
 use crate::clock::Clock;
 use crate::identity::*;
 use crate::journal::{Head, Journal, JournalError, Reader, Row};
+use crate::limits;
 use crate::money::Fen;
 use crate::programme::{self, Category, ProgrammeId};
 use crate::rules;
@@ -28,6 +29,8 @@ const JOURNAL_ID: Key = Key::new([7; 16]);
 /// What the next append shall do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
+    /// None; the next one is for the append after.
+    None,
     /// Refuse; nothing is written.
     Refuse,
     /// Write, but say that it is not known.
@@ -41,9 +44,39 @@ struct Memory {
     rows: Arc<Mutex<Vec<Row>>>,
     faults: Arc<Mutex<Vec<Fault>>>,
     unreadable: Arc<Mutex<bool>>,
+    /// How many looks at the head shall fail.
+    failing_looks: Arc<Mutex<u32>>,
+    gate: Arc<Gate>,
+    /// Whether no other process can append.
+    is_private: bool,
+}
+
+/// Lets appends through one by one where it is closed.
+#[derive(Debug, Default)]
+struct Gate {
+    /// How many may pass; any number where none is given.
+    may_pass: Mutex<Option<usize>>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn set(&self, may_pass: Option<usize>) {
+        *self.may_pass.lock().unwrap() = may_pass;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let closed = |may_pass: &mut Option<usize>| *may_pass == Some(0);
+        let mut may_pass = self.changed.wait_while(self.may_pass.lock().unwrap(), closed).unwrap();
+        *may_pass = may_pass.map(|count| count - 1);
+    }
 }
 
 impl Memory {
+    fn private() -> Self {
+        Self { is_private: true, ..Self::default() }
+    }
+
     fn head_now(&self) -> Head {
         let rows = self.rows.lock().unwrap();
         rows.last().map_or(Head::EMPTY, |row| Head { position: row.position, hash: row.hash })
@@ -59,10 +92,16 @@ impl Memory {
 
 impl Journal for Memory {
     fn head(&mut self) -> Result<Head, JournalError> {
-        Ok(self.head_now())
+        let mut failing = self.failing_looks.lock().unwrap();
+        match failing.checked_sub(1) {
+            Some(fewer) => *failing = fewer,
+            None => return Ok(self.head_now()),
+        }
+        Err(JournalError::Unknown("the connection was reset".into()))
     }
 
     fn append(&mut self, expected: Head, rows: &[Row]) -> Result<(), JournalError> {
+        self.gate.pass();
         if self.head_now() != expected {
             return Err(JournalError::Moved);
         }
@@ -73,12 +112,12 @@ impl Journal for Memory {
                 *self.unreadable.lock().unwrap() = true;
                 return Err(JournalError::Unknown("gone".into()));
             }
-            Some(Fault::LoseAnswer) | None => {}
+            Some(Fault::LoseAnswer | Fault::None) | None => {}
         }
         self.rows.lock().unwrap().extend_from_slice(rows);
         match fault {
-            Some(_) => Err(JournalError::Unknown("the answer was lost".into())),
-            None => Ok(()),
+            Some(Fault::LoseAnswer) => Err(JournalError::Unknown("the answer was lost".into())),
+            _ => Ok(()),
         }
     }
 
@@ -91,7 +130,7 @@ impl Journal for Memory {
     }
 
     fn is_shared(&self) -> bool {
-        true
+        !self.is_private
     }
 }
 
@@ -199,6 +238,8 @@ fn draft(request: u64, person: u64, device: u64, mode: Mode, sold_at: Timestamp)
         judgement: Err(rules::Refused::CategoryNotEligible(None)),
         // Under no activation: the ledger judges by itself.
         judged_at: 0,
+        hash_keys: Arc::default(),
+        is_twin: false,
         entropy: u128::from(request) << 13,
     }
 }
@@ -223,7 +264,7 @@ fn digest(ledger: &Ledger) -> Hash {
 
 #[test]
 fn a_failed_append_leaves_nothing_behind_and_the_same_request_succeeds_later() {
-    let memory = Memory::default();
+    let memory = Memory::private();
     let (ledger, writer) = open(&memory, Clock::default());
     ask(&ledger, Command::Activate(shipped())).unwrap();
     ask(&ledger, fund(60_000)).unwrap();
@@ -256,8 +297,42 @@ fn an_append_whose_answer_was_lost_is_found_and_answered() {
 }
 
 #[test]
-fn while_the_journal_cannot_be_read_nothing_is_answered_and_then_everything_is() {
+fn entries_whose_append_failed_are_sent_again_where_others_may_have_appended() {
     let memory = Memory::default();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(600_000)).unwrap();
+    *memory.faults.lock().unwrap() = vec![Fault::Refuse, Fault::Refuse];
+    let made = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    assert!(!made.unchanged);
+    assert_eq!(memory.head_now().position, made.position);
+    writer.stop();
+}
+
+#[test]
+fn a_shared_journal_that_is_away_is_found_again_without_being_asked_for() {
+    let memory = Memory::default();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(600_000)).unwrap();
+    memory.faults.lock().unwrap().push(Fault::Unreadable);
+    assert!(matches!(ask(&ledger, make(1, 1, 1, Mode::Redeem)), Err(Failure::Unavailable)));
+    for _ in 0..1000 {
+        assert!(matches!(ask(&ledger, Command::Funds), Err(Failure::Unavailable)), "nobody waits");
+    }
+    *memory.unreadable.lock().unwrap() = false;
+    let began = std::time::Instant::now();
+    while ledger.trouble().is_some() {
+        assert!(began.elapsed() < Duration::from_secs(5));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    writer.stop();
+}
+
+#[test]
+fn while_the_journal_cannot_be_read_nothing_is_answered_and_then_everything_is() {
+    let memory = Memory::private();
     let (ledger, writer) = open(&memory, Clock::default());
     ask(&ledger, Command::Activate(shipped())).unwrap();
     ask(&ledger, fund(600_000)).unwrap();
@@ -268,6 +343,26 @@ fn while_the_journal_cannot_be_read_nothing_is_answered_and_then_everything_is()
     assert!(matches!(ask(&ledger, Command::Funds), Ok(Outcome::Funds { .. })));
     claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
     writer.stop();
+}
+
+#[test]
+fn a_look_that_failed_is_taken_again_before_anything_is_answered() {
+    let memory = Memory::default();
+    let (one, first) = open(&memory, Clock::default());
+    ask(&one, Command::Activate(shipped())).unwrap();
+    ask(&one, fund(600_000)).unwrap();
+    let (two, second) = open(&memory, Clock::default());
+    claim_at(ask(&one, make(1, 1, 1, Mode::Redeem)));
+    // What the other has appended is known, although the look for it failed at first.
+    *memory.failing_looks.lock().unwrap() = 1;
+    let Ok(Outcome::Digest { position, .. }) = ask(&two, Command::Digest) else { panic!("a digest") };
+    assert_eq!(position, memory.head_now().position);
+    claim_at(ask(&one, make(2, 2, 2, Mode::Redeem)));
+    *memory.failing_looks.lock().unwrap() = 1;
+    let again = claim_at(ask(&two, make(2, 2, 2, Mode::Redeem)));
+    assert!(again.unchanged);
+    first.stop();
+    second.stop();
 }
 
 #[test]
@@ -291,6 +386,99 @@ fn a_command_whose_entry_cannot_be_folded_fails_alone() {
     let (again, writer) = open(&memory, Clock::default());
     assert_eq!(digest(&again), before, "and nothing of it is left behind");
     writer.stop();
+}
+
+/// Has a batch as big as can be written while a claim is decided on top of it, the claim being for a
+/// device of the batch; what happens to the batch's append is `fault`, and another process may come first.
+/// Gives what became of the batch's claim, of the one on top and of a question that came with it.
+fn on_top_of_a_batch(fault: Fault, another_comes_first: bool) -> [Result<Outcome, Failure>; 3] {
+    let memory = Memory { is_private: !another_comes_first, ..Memory::default() };
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(100_000_000)).unwrap();
+    let beside = Memory { gate: Arc::default(), faults: Arc::default(), ..memory.clone() };
+    let (another, other_writer) = open(&beside, Clock::default());
+    let before = ledger.position();
+
+    memory.gate.set(Some(0));
+    *memory.faults.lock().unwrap() = vec![fault, Fault::None];
+    let asked = |commands: Vec<Command>| {
+        let ledger = ledger.clone();
+        let asked = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(ledger.submit_all(commands)).unwrap()
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        asked
+    };
+    let first = asked(vec![make(1, 1, 1, Mode::Redeem)]);
+    assert_eq!(ledger.queued(), 0, "it is being written");
+    let mut bulk = vec![make(2, 2, 2, Mode::Redeem)];
+    bulk.resize_with(limits::WRITER_BATCH_COMMANDS_MAX, || Command::Funds);
+    let batch = asked(bulk);
+    let on_top = asked(vec![make(3, 3, 2, Mode::Redeem), Command::Funds]);
+    memory.gate.set(Some(1));
+    claim_at(first.join().unwrap().remove(0));
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(ledger.queued(), 0, "all are decided");
+    assert!(!batch.is_finished() && !on_top.is_finished(), "and nobody is answered before it is written");
+    assert_eq!(ledger.position(), before + 1, "nor told of");
+
+    if another_comes_first {
+        claim_at(ask(&another, make(4, 4, 4, Mode::Redeem)));
+    }
+    memory.gate.set(None);
+    let (mut batch, mut on_top) = (batch.join().unwrap(), on_top.join().unwrap());
+    let after = digest(&ledger);
+    writer.stop();
+    other_writer.stop();
+    let (again, writer) = open(&memory, Clock::default());
+    assert_eq!(digest(&again), after, "the state is what the journal gives");
+    writer.stop();
+    [batch.swap_remove(0), on_top.swap_remove(0), on_top.swap_remove(0)]
+}
+
+fn redeemed(funds: Result<Outcome, Failure>) -> Fen {
+    match funds {
+        Ok(Outcome::Funds { funds, .. }) => funds[0].balance.redeemed,
+        other => panic!("no funds: {other:?}"),
+    }
+}
+
+fn is_taken(outcome: &Result<Outcome, Failure>) -> bool {
+    matches!(outcome, Err(Failure::Refused(refusal)) if matches!(**refusal, Refusal::DeviceAlreadySubsidised { .. }))
+}
+
+#[test]
+fn what_is_decided_on_top_of_a_batch_is_answered_once_both_are_written() {
+    let [batch, on_top, funds] = on_top_of_a_batch(Fault::None, false);
+    claim_at(batch);
+    assert!(is_taken(&on_top), "{on_top:?}");
+    assert_eq!(redeemed(funds), Fen::new(120_000));
+}
+
+#[test]
+fn what_was_decided_on_top_of_a_batch_that_is_not_written_is_decided_anew() {
+    let [batch, on_top, funds] = on_top_of_a_batch(Fault::Refuse, false);
+    assert!(matches!(batch, Err(Failure::Unavailable)), "{batch:?}");
+    claim_at(on_top);
+    assert_eq!(redeemed(funds), Fen::new(120_000));
+}
+
+#[test]
+fn what_was_decided_on_top_of_a_batch_whose_answer_was_lost_stands_on_it() {
+    let [batch, on_top, funds] = on_top_of_a_batch(Fault::LoseAnswer, false);
+    claim_at(batch);
+    assert!(is_taken(&on_top), "{on_top:?}");
+    assert_eq!(redeemed(funds), Fen::new(120_000));
+}
+
+#[test]
+fn what_was_decided_before_another_process_wrote_is_decided_anew_in_order() {
+    let [batch, on_top, funds] = on_top_of_a_batch(Fault::None, true);
+    claim_at(batch);
+    assert!(is_taken(&on_top), "{on_top:?}");
+    assert_eq!(redeemed(funds), Fen::new(180_000));
 }
 
 #[test]
@@ -408,7 +596,9 @@ proptest! {
             let mut bytes = Vec::new();
             entry.encode(&mut bytes).unwrap();
             prop_assert_eq!(Hash::of(&bytes), *hash);
-            fresh.fold(&Entry::decode(entry.position, &bytes).unwrap(), *hash, None).unwrap();
+            // As at start: no more is read than the state needs.
+            let effects: Entry<Effects> = Entry::decode(entry.position, &bytes).unwrap();
+            fresh.fold(&effects, *hash, None).unwrap();
         }
         prop_assert_eq!(fresh.digest(), after);
     }

@@ -1,28 +1,25 @@
-//! The writer: one thread owns state and journal. It takes what is queued, decides each command in
-//! order, appends all entries in one durable write, and only then answers.
-//!
-//! Entries are folded into the state as they are decided, before they are durable, with their inverses
-//! kept; nobody is answered from such a state. If the append fails the inverses are applied. A failed
-//! append is not guessed about: the journal is looked at until it is known whether the entries are in.
+//! The writer: one thread owns state and journal ([`Desk`]); everyone else holds a [`Ledger`], which
+//! hands it commands and waits for the outcome.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use crossbeam_channel::{Sender, TrySendError};
+use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::apply::{self, Answer, Decision};
-use super::command::{CancelOutcome, ClaimAt, Command, Failure, FundView, Outcome, Quoted, Stored};
-use super::entry::{Algorithm, Entry, Event, Hash, Key, VERSION};
-use super::state::{FoldError, State, Undo};
+use super::command::{Command, Failure, Outcome, Stored};
+use super::desk::Desk;
+use super::entry::{ClaimMade, Effects, Entry, Hash, Key};
+use super::state::{FoldError, State};
 use super::{KeyRing, Published};
 use crate::clock::Clock;
-use crate::journal::{Head, Journal, JournalError, Reader, Row};
+use crate::journal::{Journal, JournalError, Reader, Row};
 use crate::limits;
-use crate::time::Timestamp;
 
 /// What the writer tells others about.
 pub trait Observer: Send {
@@ -50,12 +47,26 @@ pub enum OpenError {
     /// A row does not follow from those before it.
     #[error(transparent)]
     Fold(#[from] FoldError),
+    /// The journal is not the one that this process has answered from: an older copy was restored, or a
+    /// standby that lagged was promoted. Nothing is decided on it: what was answered must not be
+    /// contradicted.
+    #[error(
+        "the journal no longer has entry {position} ({hash}) that this process has answered from: restore the journal \
+         that has it, or start this process anew if the loss is accepted"
+    )]
+    OtherHistory {
+        /// The last entry known.
+        position: u64,
+        /// Its hash.
+        hash: Hash,
+    },
     /// The writer's thread could not be started.
     #[error("the writer could not be started: {0}")]
     Thread(std::io::Error),
 }
 
-enum Work {
+/// What is queued.
+pub(super) enum Work {
     One(Command, oneshot::Sender<Result<Outcome, Failure>>),
     Many(Vec<Command>, oneshot::Sender<Vec<Result<Outcome, Failure>>>),
     Stop,
@@ -72,11 +83,21 @@ impl Work {
 }
 
 /// What the writer shares with everyone.
-struct Shared {
-    published: ArcSwap<Published>,
-    queued: AtomicUsize,
-    position: AtomicU64,
-    healthy: AtomicBool,
+pub(super) struct Shared {
+    pub published: ArcSwap<Published>,
+    pub queued: AtomicUsize,
+    pub position: AtomicU64,
+    /// What keeps the ledger from deciding.
+    pub trouble: ArcSwapOption<&'static str>,
+    /// Whether other processes may append to the same journal.
+    pub is_shared: bool,
+}
+
+impl Shared {
+    /// Whether a journal that is shared is away: nobody is made to wait for it, and it is looked for.
+    pub fn is_away(&self) -> bool {
+        self.is_shared && self.trouble.load().is_some()
+    }
 }
 
 /// A handle on the ledger; cheap to clone.
@@ -116,28 +137,17 @@ impl Ledger {
         observer: Box<dyn Observer>,
     ) -> Result<(Self, Writer), OpenError> {
         let mut state = State::default();
-        catch_up(&mut state, &mut *journal, &mut |_| {})?;
+        catch_up(&mut state, &mut *journal, &mut |_: Stored<Effects>| {})?;
         let shared = Arc::new(Shared {
             published: ArcSwap::from_pointee(published(&state)),
             queued: AtomicUsize::new(0),
             position: AtomicU64::new(state.head().position),
-            healthy: AtomicBool::new(true),
+            trouble: ArcSwapOption::empty(),
+            is_shared: journal.is_shared(),
         });
         let (queue, work) = crossbeam_channel::bounded(limits::QUEUE_COMMANDS_MAX);
-        let mut desk = Desk {
-            state,
-            journal,
-            clock,
-            observer,
-            shared: Arc::clone(&shared),
-            undo: Undo::default(),
-            rows: Vec::new(),
-            fresh: Vec::new(),
-            in_doubt: false,
-        };
-        if desk.state.journal_id().is_none() {
-            desk.open_journal(journal_id)?;
-        }
+        let mut desk = Desk::new(state, journal, clock, observer, Arc::clone(&shared))?;
+        desk.open_journal(journal_id)?;
         let thread = std::thread::Builder::new()
             .name("writer".into())
             .spawn(move || desk.run(&work))
@@ -167,7 +177,18 @@ impl Ledger {
         }
     }
 
+    /// The position of the journal's last entry at some moment after this was asked.
+    pub async fn look(&self) -> Result<u64, Failure> {
+        if self.shared.is_shared {
+            self.submit(Command::Look).await?;
+        }
+        Ok(self.position())
+    }
+
     fn enqueue(&self, work: Work) -> Result<(), Failure> {
+        if self.shared.is_away() {
+            return Err(Failure::Unavailable);
+        }
         let len = work.len();
         if self.shared.queued.fetch_add(len, Ordering::Relaxed) + len > limits::QUEUE_COMMANDS_MAX {
             self.shared.queued.fetch_sub(len, Ordering::Relaxed);
@@ -224,9 +245,9 @@ impl Ledger {
         self.shared.queued.load(Ordering::Relaxed)
     }
 
-    /// Whether the last append or look at the journal went well.
-    pub fn is_healthy(&self) -> bool {
-        self.shared.healthy.load(Ordering::Relaxed)
+    /// What keeps the ledger from deciding, as far as the last commands have shown.
+    pub fn trouble(&self) -> Option<&'static str> {
+        self.shared.trouble.load().as_deref().copied()
     }
 
     /// The service's clock.
@@ -236,75 +257,72 @@ impl Ledger {
 }
 
 /// Reads a row: the hash is that of the bytes, and the bytes are the entry of its position.
-pub fn stored(row: &Row) -> Result<Stored, OpenError> {
+pub fn stored<M: DeserializeOwned>(row: &Row) -> Result<Stored<M>, OpenError> {
     if Hash::of(&row.entry) != row.hash {
         return Err(OpenError::Hash { position: row.position });
     }
     Ok(Stored { entry: Entry::decode(row.position, &row.entry)?, hash: row.hash })
 }
 
-/// Folds everything that follows the state's head. Reading and decoding go on beside the folding: at
-/// start, that is what takes the time.
-fn catch_up(
+/// Folds everything that follows the state's head, reading as much of it as `each` asks for. When there
+/// is much, as at start, reading, decoding and folding go on beside each other.
+pub(super) fn catch_up<S, C>(
     state: &mut State,
     journal: &mut dyn Journal,
-    each: &mut dyn FnMut(Stored),
-) -> Result<(), OpenError> {
-    let first = journal.read(state.head().position, limits::JOURNAL_READ_ENTRIES_MAX)?;
-    let Some(mut last) = first.last().map(|row| row.position) else { return Ok(()) };
+    each: &mut dyn FnMut(Stored<ClaimMade<S, C>>),
+) -> Result<(), OpenError>
+where
+    S: DeserializeOwned + Send + Sync,
+    C: DeserializeOwned + Send + Sync,
+{
+    let after = state.head().position;
+    let mut fold_all = |decoded: Result<Vec<Stored<ClaimMade<S, C>>>, OpenError>| {
+        for stored in decoded? {
+            state.fold(&stored.entry, stored.hash, None)?;
+            each(stored);
+        }
+        Ok(())
+    };
+    let decode = |rows: Vec<Row>| rows.iter().map(stored).collect();
+    let first = journal.read(after, limits::JOURNAL_READ_ENTRIES_MAX)?;
     if first.len() < limits::JOURNAL_READ_ENTRIES_MAX {
-        return fold_all(state, first.iter().map(stored), each);
+        return fold_all(decode(first));
     }
     std::thread::scope(|scope| {
-        let (batches, decoded) = std::sync::mpsc::sync_channel(limits::DECODED_BATCHES_MAX);
-        scope.spawn(move || {
-            let mut rows = Ok(first);
-            loop {
-                let batch = rows.map_err(OpenError::from).and_then(|rows| decode_all(&rows));
-                let stop = batch.as_ref().map_or(true, Vec::is_empty);
-                // Whoever folds has found a fault and does not listen any more, or this was the end.
-                if batches.send(batch).is_err() || stop {
-                    return;
-                }
-                rows = journal.read(last, limits::JOURNAL_READ_ENTRIES_MAX);
-                last = rows.as_ref().ok().and_then(|rows| rows.last()).map_or(last, |row| row.position);
-            }
-        });
-        for batch in decoded {
-            fold_all(state, batch?.into_iter().map(Ok), each)?;
+        // Batches go round the decoders, and come back in the same round.
+        let (mut rows_to, mut decoded_from) = (Vec::new(), Vec::new());
+        for _ in 0..limits::DECODERS {
+            let (rows_out, rows_in) = sync_channel(1);
+            let (decoded_out, decoded_in) = sync_channel(1);
+            // Whoever folds does not listen any more when it has found a fault.
+            scope.spawn(move || rows_in.into_iter().try_for_each(|rows| decoded_out.send(decode(rows))));
+            rows_to.push(rows_out);
+            decoded_from.push(decoded_in);
         }
+        let reading = scope.spawn(move || {
+            let mut rows = first;
+            for decoder in rows_to.iter().cycle() {
+                let Some(row) = rows.last() else { break };
+                let last = row.position;
+                if decoder.send(rows).is_err() {
+                    break;
+                }
+                rows = journal.read(last, limits::JOURNAL_READ_ENTRIES_MAX)?;
+            }
+            Ok(())
+        });
+        for decoder in decoded_from.iter().cycle() {
+            // The end: nobody sends any more.
+            let Ok(decoded) = decoder.recv() else { break };
+            fold_all(decoded)?;
+        }
+        reading.join().unwrap_or_else(|_| Err(JournalError::Unusable("it could not be read".into())))?;
         Ok(())
     })
 }
 
-fn fold_all(
-    state: &mut State,
-    entries: impl Iterator<Item = Result<Stored, OpenError>>,
-    each: &mut dyn FnMut(Stored),
-) -> Result<(), OpenError> {
-    for stored in entries {
-        let stored = stored?;
-        state.fold(&stored.entry, stored.hash, None)?;
-        each(stored);
-    }
-    Ok(())
-}
-
-/// Checks and decodes rows, half of them on another thread.
-fn decode_all(rows: &[Row]) -> Result<Vec<Stored>, OpenError> {
-    let decode = |rows: &[Row]| rows.iter().map(stored).collect::<Result<Vec<_>, _>>();
-    let (front, back) = rows.split_at(rows.len() / 2);
-    std::thread::scope(|scope| {
-        let front = scope.spawn(move || decode(front));
-        let back = decode(back);
-        let mut all =
-            front.join().map_err(|_| OpenError::Thread(std::io::Error::other("a decoder failed")))??;
-        all.append(&mut back?);
-        Ok(all)
-    })
-}
-
-fn published(state: &State) -> Published {
+/// What commands are prepared with, as the state has it.
+pub(super) fn published(state: &State) -> Published {
     Published {
         programmes: Arc::clone(state.programmes().current()),
         history: Arc::clone(state.programmes()),
@@ -312,466 +330,4 @@ fn published(state: &State) -> Published {
         keys: KeyRing::new(state.journal_id().unwrap_or(Key::new([0; 16]))),
         hash_keys: state.hash_keys().clone(),
     }
-}
-
-/// What was decided about a command, before the entries it rests on are durable.
-enum Decided {
-    /// The command's own entry, by its place among the fresh ones, or an answer that changes nothing.
-    Entered(usize),
-    Answered(Box<Answer>),
-    Failed(Failure),
-}
-
-/// Whether a command can change anything.
-fn only_asks(command: &Command) -> bool {
-    matches!(
-        command,
-        Command::Quote(_)
-            | Command::Locate(_)
-            | Command::Fund(_)
-            | Command::Funds
-            | Command::Digest
-            | Command::DigestOf(_)
-    )
-}
-
-/// Says that the ledger is not there any more, however the writer ended.
-struct Alarm(Arc<Shared>);
-
-impl Drop for Alarm {
-    fn drop(&mut self) {
-        self.0.healthy.store(false, Ordering::Relaxed);
-        if std::thread::panicking() {
-            tracing::error!("the writer failed; the process must be started anew");
-        }
-    }
-}
-
-/// The writer's desk.
-struct Desk {
-    state: State,
-    journal: Box<dyn Journal>,
-    clock: Clock,
-    observer: Box<dyn Observer>,
-    shared: Arc<Shared>,
-    undo: Undo,
-    /// What will be appended next, and the same entries unencoded.
-    rows: Vec<Row>,
-    fresh: Vec<Arc<Stored>>,
-    /// Whether the journal may hold something that the state has not seen.
-    in_doubt: bool,
-}
-
-impl Desk {
-    fn open_journal(&mut self, journal_id: Key) -> Result<(), OpenError> {
-        let now = self.now();
-        self.enter(Event::JournalOpened { journal_id }, now)?;
-        match self.append() {
-            Ok(()) => self.settle(),
-            Err(JournalError::Moved) => {
-                self.discard();
-                catch_up(&mut self.state, &mut *self.journal, &mut |_| {})?;
-            }
-            Err(error) => return Err(error.into()),
-        }
-        self.publish();
-        Ok(())
-    }
-
-    fn run(mut self, queue: &Receiver<Work>) {
-        let _until_the_end = Alarm(Arc::clone(&self.shared));
-        let mut works: Vec<Work> = Vec::new();
-        loop {
-            let first = match self.until_next_expiry() {
-                Some(wait) => queue.recv_timeout(wait),
-                None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match first {
-                Ok(work) => works.push(work),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-            let mut commands: usize = works.iter().map(Work::len).sum();
-            while commands < limits::WRITER_BATCH_COMMANDS_MAX
-                && let Ok(work) = queue.try_recv()
-            {
-                commands += work.len();
-                works.push(work);
-            }
-            let stop = works.iter().any(|work| matches!(work, Work::Stop));
-            self.shared.queued.fetch_sub(commands, Ordering::Relaxed);
-            self.serve(&mut works);
-            if queue.is_empty() {
-                self.journal.end_turn();
-            }
-            if stop && queue.is_empty() {
-                return;
-            }
-            if stop {
-                works.push(Work::Stop);
-            }
-        }
-    }
-
-    /// Never before the last entry.
-    fn now(&self) -> Timestamp {
-        self.clock.now().max(self.state.at())
-    }
-
-    fn until_next_expiry(&self) -> Option<Duration> {
-        const RETRY: Duration = Duration::from_secs(1);
-        let (until, _) = self.state.first_hold()?;
-        let wait = u64::try_from(until.ms() - self.clock.now().ms()).unwrap_or(0);
-        // While the journal does not answer there is no use in trying at once again.
-        Some(if self.in_doubt { RETRY } else { Duration::from_millis(wait) })
-    }
-
-    /// Serves a batch of work: decides, appends, answers.
-    fn serve(&mut self, works: &mut Vec<Work>) {
-        let (commands, replies) = unpack(works);
-        let mut decided = self.try_serve(&commands);
-        if decided.is_err() {
-            // The journal failed. What only asks can still be answered if the journal can be read.
-            let readable = self.resolve_doubt().is_ok();
-            decided = Ok(commands
-                .iter()
-                .map(|command| {
-                    if readable && only_asks(command) {
-                        let now = self.now();
-                        self.decide_asking(command, now)
-                    } else {
-                        Decided::Failed(Failure::Unavailable)
-                    }
-                })
-                .collect());
-        }
-        let mut outcomes: Vec<Result<Outcome, Failure>> =
-            decided.unwrap_or_default().into_iter().map(|decided| self.outcome(decided)).collect();
-        let mut outcomes = outcomes.drain(..);
-        for reply in replies {
-            // A caller that has gone away is no reason to do anything else.
-            match reply {
-                Reply::One(reply) => {
-                    let _ = reply.send(outcomes.next().unwrap_or(Err(Failure::Unavailable)));
-                }
-                Reply::Many(count, reply) => {
-                    let _ = reply.send(outcomes.by_ref().take(count).collect());
-                }
-            }
-        }
-        self.fresh.clear();
-    }
-
-    /// Decides all and appends what they enter. On an error nothing is folded that is not durable.
-    fn try_serve(&mut self, commands: &[Command]) -> Result<Vec<Decided>, OpenError> {
-        if self.in_doubt {
-            self.resolve_doubt()?;
-        }
-        if commands.iter().any(|command| !only_asks(command)) && self.journal.take_turn()? {
-            self.catch_up()?;
-        }
-        for _ in 0..=limits::WRITER_LOST_RACES_MAX {
-            let now = self.now();
-            let decided = match self.decide_all(commands, now) {
-                Ok(decided) => decided,
-                Err(error) => {
-                    self.discard();
-                    return Err(error);
-                }
-            };
-            let written = if self.rows.is_empty() { self.look() } else { self.append() };
-            match written {
-                Ok(()) => {
-                    self.settle();
-                    self.shared.healthy.store(true, Ordering::Relaxed);
-                    return Ok(decided);
-                }
-                Err(JournalError::Moved) => {
-                    self.discard();
-                    self.catch_up()?;
-                    self.ensure_same_history()?;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "entries could not be appended");
-                    self.shared.healthy.store(false, Ordering::Relaxed);
-                    self.in_doubt = true;
-                    if !self.is_in()? {
-                        self.discard();
-                        return Err(error.into());
-                    }
-                    self.in_doubt = false;
-                    self.settle();
-                    return Ok(decided);
-                }
-            }
-        }
-        Err(JournalError::Moved.into())
-    }
-
-    fn decide_all(&mut self, commands: &[Command], now: Timestamp) -> Result<Vec<Decided>, OpenError> {
-        for _ in 0..limits::WRITER_BATCH_EXPIRIES_MAX {
-            match self.state.first_hold() {
-                Some((until, claim)) if until <= now => {
-                    let Some(event) = apply::expire(&self.state, claim, now) else { break };
-                    self.enter(event, now)?;
-                }
-                _ => break,
-            }
-        }
-        let mut decided = Vec::with_capacity(commands.len());
-        for command in commands {
-            // An entry that cannot be folded leaves the state as it was: only its own command fails.
-            decided.push(self.decide_one(command, now).unwrap_or_else(|fault| {
-                tracing::error!(%fault, "a command was decided on an entry that does not follow");
-                Decided::Failed(Failure::Unavailable)
-            }));
-        }
-        Ok(decided)
-    }
-
-    fn decide_one(&mut self, command: &Command, now: Timestamp) -> Result<Decided, OpenError> {
-        for _ in 0..limits::WRITER_BATCH_EXPIRIES_MAX {
-            match apply::decide(&self.state, command, now) {
-                Decision::Enter(event) => {
-                    self.enter(event, now)?;
-                    return Ok(Decided::Entered(self.fresh.len() - 1));
-                }
-                Decision::ExpireFirst(claim) => match apply::expire(&self.state, claim, now) {
-                    Some(event) => self.enter(event, now)?,
-                    None => break,
-                },
-                Decision::Answer(answer) => return Ok(Decided::Answered(answer)),
-                Decision::Refuse(refusal) => return Ok(Decided::Failed(Failure::Refused(refusal))),
-                Decision::TryAgain => break,
-            }
-        }
-        Ok(Decided::Failed(Failure::Overloaded))
-    }
-
-    /// Decides what only asks, on the durable state alone.
-    fn decide_asking(&self, command: &Command, now: Timestamp) -> Decided {
-        match apply::decide(&self.state, command, now) {
-            Decision::Answer(answer) => Decided::Answered(answer),
-            Decision::Refuse(refusal) => Decided::Failed(Failure::Refused(refusal)),
-            _ => Decided::Failed(Failure::Unavailable),
-        }
-    }
-
-    /// Makes an entry of `event`, folds it and puts it with those to append.
-    fn enter(&mut self, event: Event, now: Timestamp) -> Result<(), OpenError> {
-        let head = self.state.head();
-        let entry = Entry {
-            v: VERSION,
-            position: head.position + 1,
-            alg: Algorithm::Sha256,
-            prev: head.hash,
-            at: now,
-            event,
-        };
-        let mut bytes = Vec::with_capacity(1280);
-        entry
-            .encode(&mut bytes)
-            .map_err(|cause| super::entry::Unreadable::Malformed { position: entry.position, cause })?;
-        let hash = Hash::of(&bytes);
-        self.state.fold(&entry, hash, Some(&mut self.undo))?;
-        self.rows.push(Row { position: entry.position, hash, entry: bytes.into() });
-        self.fresh.push(Arc::new(Stored { entry, hash }));
-        Ok(())
-    }
-
-    fn expected(&self) -> Head {
-        match self.fresh.first() {
-            Some(first) => Head { position: first.entry.position - 1, hash: first.entry.prev },
-            None => self.state.head(),
-        }
-    }
-
-    fn append(&mut self) -> Result<(), JournalError> {
-        let expected = self.expected();
-        let began = Instant::now();
-        self.journal.append(expected, &self.rows)?;
-        self.observer.batch(self.rows.len(), began.elapsed());
-        Ok(())
-    }
-
-    /// With several processes: is the state's head still the journal's?
-    fn look(&mut self) -> Result<(), JournalError> {
-        if self.journal.is_shared() && self.journal.head()? != self.state.head() {
-            return Err(JournalError::Moved);
-        }
-        Ok(())
-    }
-
-    /// What was folded is durable.
-    fn settle(&mut self) {
-        self.undo.clear();
-        self.rows.clear();
-        if !self.fresh.is_empty() {
-            self.observer.appended(&self.fresh);
-            let activated = |stored: &Arc<Stored>| {
-                matches!(
-                    stored.entry.event,
-                    Event::ProgrammesActivated { .. }
-                        | Event::JournalOpened { .. }
-                        | Event::HashKeyIntroduced { .. }
-                )
-            };
-            if self.fresh.iter().any(activated) {
-                self.publish();
-            }
-            self.shared.position.store(self.state.head().position, Ordering::Release);
-        }
-    }
-
-    /// What was folded is not in the journal.
-    fn discard(&mut self) {
-        self.state.unfold(&mut self.undo);
-        self.rows.clear();
-        self.fresh.clear();
-    }
-
-    fn publish(&self) {
-        self.shared.published.store(Arc::new(published(&self.state)));
-    }
-
-    /// Folds what other processes have appended.
-    fn catch_up(&mut self) -> Result<(), OpenError> {
-        let mut news = Vec::new();
-        let caught_up =
-            catch_up(&mut self.state, &mut *self.journal, &mut |stored| news.push(Arc::new(stored)));
-        if !news.is_empty() {
-            self.observer.appended(&news);
-            self.publish();
-            self.shared.position.store(self.state.head().position, Ordering::Release);
-        }
-        caught_up
-    }
-
-    /// The journal may have grown past this state, but what the state has folded must still be in it. If
-    /// it is not (an older copy was restored, a standby that lagged was promoted) nothing is decided any
-    /// more: what was answered must not be contradicted.
-    fn ensure_same_history(&mut self) -> Result<(), OpenError> {
-        let head = self.state.head();
-        let Some(before) = head.position.checked_sub(1) else { return Ok(()) };
-        let found = self.journal.read(before, 1)?;
-        if found.first().is_some_and(|row| row.position == head.position && row.hash == head.hash) {
-            return Ok(());
-        }
-        self.shared.healthy.store(false, Ordering::Relaxed);
-        self.in_doubt = true;
-        let reason = format!(
-            "it no longer has entry {} ({}) that this process has answered from: restore the journal that has it, \
-             or start this process anew if the loss is accepted",
-            head.position, head.hash
-        );
-        tracing::error!(position = head.position, "the journal is another than the one this process knows");
-        Err(JournalError::Unusable(reason).into())
-    }
-
-    /// After a failed append: whether the entries are in the journal after all. Looks a few times; an
-    /// error means that it is still not known.
-    fn is_in(&mut self) -> Result<bool, OpenError> {
-        const PAUSES_MS: [u64; 4] = [0, 20, 100, 400];
-        let (expected, rows) = (self.expected(), self.rows.len());
-        let mut last = JournalError::Unknown("no look was taken".into());
-        for pause in PAUSES_MS {
-            std::thread::sleep(Duration::from_millis(pause));
-            match self.journal.reopen().and_then(|()| self.journal.read(expected.position, rows)) {
-                Ok(found) => return Ok(found == self.rows),
-                Err(error) => last = error,
-            }
-        }
-        self.discard();
-        Err(last.into())
-    }
-
-    /// Brings the state to what is really stored, after an append whose outcome was not learned.
-    fn resolve_doubt(&mut self) -> Result<(), OpenError> {
-        self.journal.reopen()?;
-        self.ensure_same_history()?;
-        self.catch_up()?;
-        self.in_doubt = false;
-        Ok(())
-    }
-
-    fn outcome(&self, decided: Decided) -> Result<Outcome, Failure> {
-        let at = |position, unchanged| ClaimAt { position, fresh: None, unchanged };
-        match decided {
-            Decided::Failed(failure) => Err(failure),
-            Decided::Entered(place) => match self.fresh.get(place) {
-                Some(stored) => Ok(self.entered(stored)),
-                None => Err(Failure::Unavailable),
-            },
-            Decided::Answered(answer) => Ok(match *answer {
-                Answer::Claim(position) => Outcome::Claim(at(position, true)),
-                Answer::Cancelled(position) => Outcome::Cancel(CancelOutcome::Cancelled(at(position, true))),
-                Answer::NothingToCancel(position) => {
-                    Outcome::Cancel(CancelOutcome::NothingToCancel(at(position, true)))
-                }
-                Answer::KeySpent => Outcome::Cancel(CancelOutcome::KeySpent),
-                Answer::Quote(determination, refusal) => {
-                    Outcome::Quote(Box::new(Quoted { determination, refusal }))
-                }
-                Answer::Fund(fund) => Outcome::Fund(fund),
-                Answer::Funds(funds, position) => Outcome::Funds { funds, position },
-                Answer::FundReplay(position) => Outcome::FundReplay(position),
-                Answer::Done => Outcome::Done,
-                Answer::Digest => {
-                    Outcome::Digest { position: self.state.head().position, digest: self.state.digest() }
-                }
-                Answer::DigestOf(part) => Outcome::Digest {
-                    position: self.state.head().position,
-                    digest: self.state.digest_of(part),
-                },
-            }),
-        }
-    }
-
-    /// The answer to a command from the entry it made.
-    fn entered(&self, stored: &Arc<Stored>) -> Outcome {
-        let fund = |id| self.state.find_fund(id).and_then(|ix| self.state.fund(ix)).map(apply::view);
-        let claim =
-            || ClaimAt { position: stored.entry.position, fresh: Some(Arc::clone(stored)), unchanged: false };
-        match &stored.entry.event {
-            Event::ClaimMade(_) => Outcome::Claim(claim()),
-            Event::ClaimMoved(moved) if moved.to == crate::claim::Status::Cancelled => {
-                Outcome::Cancel(CancelOutcome::Cancelled(claim()))
-            }
-            Event::ClaimMoved(_) => Outcome::Claim(claim()),
-            Event::KeySpent { .. } => Outcome::Cancel(CancelOutcome::KeySpent),
-            Event::FundOpened(opened) => Outcome::Fund(FundView::opened(opened)),
-            Event::FundAdjusted(adjusted) => match fund(&adjusted.fund_id) {
-                Some(now) => Outcome::Fund(FundView { balance: adjusted.after, ..now }),
-                None => Outcome::Done,
-            },
-            Event::FundSwitched { fund_id, .. } => fund(fund_id).map_or(Outcome::Done, Outcome::Fund),
-            Event::JournalOpened { .. }
-            | Event::HashKeyIntroduced { .. }
-            | Event::ProgrammesActivated { .. } => Outcome::Done,
-        }
-    }
-}
-
-enum Reply {
-    One(oneshot::Sender<Result<Outcome, Failure>>),
-    Many(usize, oneshot::Sender<Vec<Result<Outcome, Failure>>>),
-}
-
-fn unpack(works: &mut Vec<Work>) -> (Vec<Command>, Vec<Reply>) {
-    let mut commands = Vec::with_capacity(works.len());
-    let mut replies = Vec::with_capacity(works.len());
-    for work in works.drain(..) {
-        match work {
-            Work::One(command, reply) => {
-                commands.push(command);
-                replies.push(Reply::One(reply));
-            }
-            Work::Many(mut many, reply) => {
-                replies.push(Reply::Many(many.len(), reply));
-                commands.append(&mut many);
-            }
-            Work::Stop => {}
-        }
-    }
-    (commands, replies)
 }

@@ -19,6 +19,11 @@ impl Random {
         Self(seed)
     }
 
+    /// A generator that goes on from a number of another.
+    pub fn from_seed(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// The next 64 bits.
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);

@@ -1,5 +1,6 @@
 //! The service as a process of its own, with its own data directory and ports.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use tempfile::TempDir;
 
 use super::client::{Address, Answer, Caller};
 use super::identifiers::{fresh_key, fresh_number, fresh_uscc};
+use super::postgres::Database;
 use super::{JUNE_2026, Sale, eventually, instant};
 
 /// The binary under test.
@@ -31,13 +33,50 @@ pub struct Options {
     pub data: Option<PathBuf>,
     /// Variables of the environment.
     pub env: Vec<(String, String)>,
+    /// Where the ledger is kept; `None` for files in the data directory.
+    pub database: Option<Database>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { clock: Some(instant(JUNE_2026)), dev: true, config: None, data: None, env: Vec::new() }
+        let database = ON_POSTGRES.get().then(Database::new);
+        Self {
+            clock: Some(instant(JUNE_2026)),
+            dev: true,
+            config: None,
+            data: None,
+            env: Vec::new(),
+            database,
+        }
     }
 }
+
+thread_local! {
+    /// Whether the services that this thread starts keep their ledger in PostgreSQL unless they are told
+    /// where.
+    static ON_POSTGRES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a test once more, with the ledgers of its services in PostgreSQL.
+pub fn on_postgres(test: impl FnOnce()) {
+    ON_POSTGRES.set(true);
+    test();
+}
+
+/// Makes tests of these tests once more, in a module of their own, on PostgreSQL.
+macro_rules! also_on_postgres {
+    ($($test:ident),* $(,)?) => {
+        mod on_postgres {
+            $(
+                #[test]
+                fn $test() {
+                    crate::support::service::on_postgres(super::$test);
+                }
+            )*
+        }
+    };
+}
+pub(crate) use also_on_postgres;
 
 impl Options {
     /// A service whose clock starts at `clock`.
@@ -48,6 +87,12 @@ impl Options {
     /// A service that keeps its data in `data`.
     pub fn on(data: &Path) -> Self {
         Self { data: Some(data.to_owned()), ..Self::default() }
+    }
+
+    /// The same with the ledger in `database`.
+    pub fn in_database(mut self, database: &Database) -> Self {
+        self.database = Some(database.clone());
+        self
     }
 
     /// The same with a variable of the environment.
@@ -138,6 +183,9 @@ impl Service {
         if let Some(config) = &self.options.config {
             command.arg("--config").arg(config);
         }
+        if let Some(database) = &self.options.database {
+            command.env("SUBSIDY_POS__LEDGER__URL", database.url());
+        }
         command.envs(self.options.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the service starts");
@@ -184,6 +232,11 @@ impl Service {
     /// A sale made just now.
     pub fn sale(&self) -> Sale {
         Sale::at(self.now())
+    }
+
+    /// Where the ledger is kept, if not in files.
+    pub fn database(&self) -> &Database {
+        self.options.database.as_ref().expect("a service on PostgreSQL")
     }
 
     /// The data directory.
@@ -362,7 +415,10 @@ impl Service {
 
     /// What `verify` says about the data; it may run beside the service.
     pub fn verify(&self, more: &[&str]) -> Output {
-        verify(&self.data, more)
+        match &self.options.database {
+            Some(database) => command(&[&["verify", "--database-url", &database.url()][..], more].concat()),
+            None => verify(&self.data, more),
+        }
     }
 
     /// Fails unless `verify` is content.

@@ -118,7 +118,9 @@ impl Account {
     /// How the limit stands after a request of `cost` tokens was let on or not.
     pub fn admission(&self, allowed: bool, cost: u32, limit: Limit, now_us: u64) -> Admission {
         let held = if now_us < self.held_until_us { self.held } else { 0 };
-        let remaining = self.free(limit, now_us).saturating_add(held).min(limit.burst);
+        // What was not to be had was not there, even if it has come again since it was asked for.
+        let most = if allowed { limit.burst } else { limit.burst.min(cost.saturating_sub(1)) };
+        let remaining = self.free(limit, now_us).saturating_add(held).min(most);
         let missing = u64::from(limit.burst.saturating_sub(remaining)) * SECOND_US / rate(limit);
         let wait_us = self.wait_us(cost.saturating_sub(held), limit, now_us);
         Admission {
@@ -214,7 +216,8 @@ mod tests {
         assert_eq!(account.spend(1, LIMIT, NOW + 9_999), Spend::Refused);
         let told = account.admission(false, 150, LIMIT, NOW);
         assert_eq!((told.remaining, told.reset_s, told.retry_after_s), (0, 2, 2));
-        assert_eq!(account.admission(false, 1, LIMIT, NOW).retry_after_s, 1);
+        let told = account.admission(false, 1, LIMIT, NOW + SECOND_US);
+        assert_eq!((told.remaining, told.retry_after_s), (0, 1));
         assert_eq!(account.spend(1, LIMIT, NOW + 10_000), Spend::Ask { lacking: 1 });
         assert_eq!(account.spend(150, LIMIT, NOW + 1_499_999), Spend::Refused);
         assert_eq!(account.spend(150, LIMIT, NOW + 1_500_000), Spend::Ask { lacking: 150 });

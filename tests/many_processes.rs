@@ -1,0 +1,129 @@
+//! Several processes on one journal, whatever happens to them and to what they stand on: every acknowledged
+//! claim exists once, no device or person is subsidised twice, the money adds up, the chain verifies, every
+//! process has the same state, every lost outcome is found by asking again.
+//!
+//! Each fault goes on for a few seconds; `SUBSIDY_POS_TEST_FAULT_SECONDS=60` makes it a minute.
+
+use std::time::{Duration, Instant};
+
+use crate::support::fleet::{Fleet, May, Run};
+use crate::support::postgres::Stop;
+use crate::support::redis::NONSENSE;
+
+/// PostgreSQL is waited for 3 seconds.
+const LONGER_THAN_ANYONE_WAITS: Duration = Duration::from_millis(3500);
+
+/// Does something again and again for `span`, at this pace.
+fn again_and_again(span: Duration, pace: Duration, mut what: impl FnMut()) {
+    let began = Instant::now();
+    while began.elapsed() < span {
+        what();
+        std::thread::sleep(pace);
+    }
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_and_sales_go_on_while_redis_suffers() {
+    let fleet = Fleet::start(3);
+    let mut run = Run::new(&fleet, "redis suffers");
+    run.through("nothing happens", May::Nothing, |_| std::thread::sleep(Duration::from_secs(1)));
+    let redis = || fleet.redis.lock().unwrap();
+    run.through("Redis is emptied every 200 ms", May::Nothing, |span| {
+        again_and_again(span, Duration::from_millis(200), || assert_eq!(redis().say("FLUSHALL"), "+OK"));
+    });
+    run.through("Redis stands still", May::Nothing, |span| {
+        redis().signal("-STOP");
+        std::thread::sleep(span);
+        redis().signal("-CONT");
+    });
+    run.through("Redis is killed, and comes back empty", May::Nothing, |span| {
+        redis().kill();
+        std::thread::sleep(span / 2);
+        redis().run();
+        std::thread::sleep(span / 2);
+    });
+    let mut nonsense = NONSENSE.iter().cycle();
+    run.through("Redis is filled with nonsense", May::Nothing, |span| {
+        again_and_again(span, Duration::from_millis(30), || {
+            let keys = redis().keys();
+            redis().poison(&keys, nonsense.next().unwrap());
+        });
+    });
+    run.through("Redis is slow", May::Nothing, |span| {
+        fleet.redis_network.delay(Duration::from_millis(50));
+        std::thread::sleep(span);
+        fleet.redis_network.delay(Duration::ZERO);
+    });
+    run.through("connections to Redis are reset", May::Nothing, |span| {
+        again_and_again(span, Duration::from_millis(100), || fleet.redis_network.reset_all());
+    });
+    run.through("connections to Redis are half open", May::Nothing, |span| {
+        fleet.redis_network.be_silent(true);
+        std::thread::sleep(span);
+        fleet.redis_network.be_silent(false);
+    });
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_while_postgresql_suffers() {
+    let fleet = Fleet::start(3);
+    let mut run = Run::new(&fleet, "postgresql suffers");
+    run.through("connections to PostgreSQL are terminated", May::Interrupt, |span| {
+        again_and_again(span, Duration::from_millis(150), || {
+            fleet.database.terminate_backends();
+        });
+    });
+    run.through("PostgreSQL is restarted without a shutdown", May::Interrupt, |span| {
+        again_and_again(span, Duration::from_millis(1500), || fleet.database.server.restart_immediately());
+    });
+    run.through("PostgreSQL is away", May::Interrupt, |span| {
+        fleet.database.server.stop(Stop::Fast);
+        std::thread::sleep(span / 2);
+        fleet.database.server.start_again();
+        std::thread::sleep(span / 2);
+    });
+    run.through("PostgreSQL stands still", May::Interrupt, |span| {
+        fleet.database.server.signal_all("STOP");
+        std::thread::sleep(LONGER_THAN_ANYONE_WAITS);
+        fleet.database.server.signal_all("CONT");
+        std::thread::sleep(span.saturating_sub(LONGER_THAN_ANYONE_WAITS));
+    });
+    run.through("PostgreSQL is slow", May::Nothing, |span| {
+        fleet.postgres_network.delay(Duration::from_millis(20));
+        std::thread::sleep(span);
+        fleet.postgres_network.delay(Duration::ZERO);
+    });
+    run.through("connections to PostgreSQL are reset", May::Interrupt, |span| {
+        again_and_again(span, Duration::from_millis(150), || fleet.postgres_network.reset_all());
+    });
+    run.through("connections to PostgreSQL are half open", May::Interrupt, |span| {
+        again_and_again(span, Duration::from_secs(2), || {
+            // What was on the way arrives all the same, long after it was given up.
+            fleet.postgres_network.be_silent(true);
+            std::thread::sleep(LONGER_THAN_ANYONE_WAITS);
+            fleet.postgres_network.be_silent(false);
+        });
+    });
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_while_processes_are_killed() {
+    let fleet = Fleet::start(3);
+    let mut run = Run::new(&fleet, "processes are killed");
+    let mut victims = (0..fleet.len()).cycle();
+    run.through("one process after the other is killed", May::Interrupt, |span| {
+        again_and_again(span, Duration::from_millis(300), || {
+            let mut service = fleet.service(victims.next().unwrap());
+            service.kill();
+            service.start_again();
+        });
+    });
+    run.through("one process stands still, and is decided past", May::Interrupt, |span| {
+        again_and_again(span, Duration::from_millis(300), || {
+            let service = fleet.service(victims.next().unwrap());
+            service.signal("STOP");
+            std::thread::sleep(Duration::from_millis(700));
+            service.signal("CONT");
+        });
+    });
+}
