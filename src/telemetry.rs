@@ -60,7 +60,12 @@ pub fn init(level: LogLevel, format: LogFormat) -> io::Result<()> {
         LogLevel::Trace => LevelFilter::TRACE,
     };
     // Libraries tell their warnings only: at finer levels they repeat what callers send.
-    let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("subsidy_pos", level);
+    // What is wrong with bytes that are no request is their sender's business: whoever can reach the port
+    // could fill the log with it.
+    let targets = Targets::new()
+        .with_default(level.min(LevelFilter::WARN))
+        .with_target("actix_http", LevelFilter::OFF)
+        .with_target("subsidy_pos", level);
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     let lines = match format {
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),

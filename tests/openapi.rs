@@ -193,6 +193,7 @@ fn what_is_sent_and_answered_is_what_is_published() {
     api.get(&regulator, "/v1/journal/head", "").must_be(200);
     api.get(&nobody, "/healthz", "").must_be(200);
     api.get(&nobody, "/readyz", "").must_be(200);
+    api.get(&service.operator(), "/digest", "").must_be(200);
 
     // A faulty request is one that is not described either, and its answer is.
     for faulty in [

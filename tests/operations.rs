@@ -220,6 +220,22 @@ fn the_first_start_prints_tokens_and_a_sale_that_works_when_pasted() {
 }
 
 #[test]
+fn bytes_that_are_no_request_do_not_reach_the_log() {
+    let service = Service::start();
+    for bytes in [
+        &b"GET /\xff HTTP/1.1\r\n\r\n"[..],
+        b"\x16\x03\x01\x00\xc8",
+        b"GET / HTTP/9.9\r\nHost: a\r\n\r\n",
+        b"\0\0\0\r\n\r\n",
+    ] {
+        crate::support::client::raw(&service.address(), &[bytes], Duration::ZERO, Duration::from_millis(300));
+    }
+    let claim = service.retailer().claimed(&service.sale());
+    assert!(claim["claim_id"].is_string(), "and whoever does ask is served");
+    assert!(!service.log().contains("ERROR"), "{}", service.log());
+}
+
+#[test]
 fn every_request_is_logged_once_without_what_it_was_about() {
     let service = Service::start_with(
         Options::default().env("SUBSIDY_POS__LOG__FORMAT", "json").env("SUBSIDY_POS__LOG__LEVEL", "debug"),

@@ -599,6 +599,9 @@ fn is_json(headers: &HeaderMap) -> Option<bool> {
         return Some(false);
     }
     let value = text(header::CONTENT_TYPE)?;
+    if [header::CONTENT_TYPE, header::CONTENT_ENCODING].iter().any(|name| headers.get_all(name).count() > 1) {
+        return Some(false);
+    }
     if value == "application/json" {
         return Some(true);
     }
@@ -686,6 +689,7 @@ mod tests {
             (&[("content-type", "application/json"), ("content-encoding", "identity")], Some(true)),
             (&[("content-type", "application/json"), ("content-encoding", "gzip")], Some(false)),
             (&[("content-type", "application/json; charset=gbk")], Some(false)),
+            (&[("content-type", "application/json"), ("content-type", "text/plain")], Some(false)),
             (&[("content-type", "application/json; v=1")], Some(false)),
             (&[("content-type", "text/json")], Some(false)),
             (&[], None),
