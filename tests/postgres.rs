@@ -499,3 +499,68 @@ fn verify_makes_nothing_where_there_is_no_journal() {
     let both = command(&["verify", "--database-url", &database.url(), "--data", "/nowhere"]);
     assert!(!both.status.success() && !said(&both).contains(crate::support::postgres::PASSWORD));
 }
+
+// --- TLS ---
+
+/// A server with a certificate for `localhost`, the file of the certificate that signed it, and that of
+/// another.
+fn server_with_tls(directory: &std::path::Path) -> (std::sync::Arc<Postgres>, [String; 2]) {
+    let run = |arguments: &str| {
+        let output = std::process::Command::new("openssl")
+            .args(arguments.split_ascii_whitespace())
+            .current_dir(directory)
+            .output()
+            .expect("openssl is installed");
+        assert!(output.status.success(), "{arguments}: {}", said(&output));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    for name in ["root", "other"] {
+        run(&format!("req -x509 {key} -keyout {name}.key -out {name}.pem -subj /CN={name} -days 30"));
+    }
+    run(&format!("req {key} -keyout server.key -out server.csr -subj /CN=localhost"));
+    std::fs::write(directory.join("names"), "subjectAltName=DNS:localhost").unwrap();
+    run(
+        "x509 -req -in server.csr -CA root.pem -CAkey root.key -CAcreateserial -out server.crt -days 30 -extfile names",
+    );
+    let server = Postgres::start_prepared(&["ssl=on"], |data| {
+        for name in ["server.crt", "server.key"] {
+            crate::support::postgres::give(&directory.join(name), &data.join(name));
+        }
+    });
+    (server, ["root.pem", "other.pem"].map(|name| directory.join(name).to_str().unwrap().to_owned()))
+}
+
+#[test]
+fn connections_are_secret_where_the_url_asks_for_it_and_only_to_a_server_that_is_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (server, [root, other]) = server_with_tls(directory.path());
+    let by_address = server.database().url();
+    let by_name = |url: &str| url.replace("127.0.0.1", "localhost");
+    let mut options = Options::default();
+    options.database = None;
+    for mode in ["require", "verify-full"] {
+        let database = server.database();
+        let url = format!("{}?sslmode={mode}&sslrootcert={root}", by_name(&database.url()));
+        let service = Service::start_with(options.clone().env("SUBSIDY_POS__LEDGER__URL", &url));
+        let claim = service.retailer().claimed(&service.sale());
+        assert_eq!(claim["status"], "redeemed");
+        let open = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE NOT ssl AND application_name = 'subsidy-pos'";
+        assert_eq!(database.execute(open), "0", "no connection is open to others");
+        let secret = open.replace("NOT ssl", "ssl");
+        assert_ne!(database.execute(&secret), "0");
+        let verified = said(&command(&["verify", "--database-url", &url]));
+        assert!(verified.contains("the journal verifies"), "{verified}");
+    }
+    for url in [
+        format!("{}?sslmode=require&sslrootcert={other}", by_name(&by_address)),
+        format!("{by_address}?sslmode=require&sslrootcert={root}"),
+    ] {
+        let output = refused(&url);
+        assert!(output.contains("the server needs a certificate for its host, signed by"), "{output}");
+    }
+    let output = refused(&format!("{by_address}?sslmode=require&sslrootcert={root}-none"));
+    assert!(output.contains("sslrootcert, "), "{output}");
+    let without = Database::new();
+    let output = refused(&format!("{}?sslmode=require&sslrootcert={root}", without.url()));
+    assert!(output.contains("TLS"), "a server without TLS is not spoken to: {output}");
+}

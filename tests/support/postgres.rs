@@ -347,3 +347,13 @@ fn free_port() -> u16 {
         }
     }
 }
+
+/// Copies a file into a data directory so that PostgreSQL, and nobody else, can read it.
+pub fn give(from: &Path, to: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::copy(from, to).expect("copied");
+    std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o600)).expect("closed to others");
+    if let Some((user, group)) = *ACCOUNT {
+        std::os::unix::fs::chown(to, Some(user), Some(group)).expect("given away");
+    }
+}

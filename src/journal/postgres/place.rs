@@ -2,28 +2,53 @@
 
 use std::time::{Duration, Instant};
 
-use tokio_postgres::config::TargetSessionAttrs;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{Client, Config, Connection, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::journal::JournalError;
 use crate::limits;
 
 /// A database and how it is reached. Prints no password.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Place {
     config: Config,
+    /// What makes connections secret, where the URL asks for it.
+    tls: Option<MakeRustlsConnect>,
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").field("config", &self.config).field("tls", &self.tls.is_some()).finish()
+    }
 }
 
 impl Place {
     /// Reads a URL, `postgres://user:password@host:port/database`. With several hosts, the one that can be
-    /// written to is used.
+    /// written to is used. With `sslmode=require`, or `verify-full`, which is the same, connections are made
+    /// with TLS only, to a server whose certificate is for its host and signed by one of `sslrootcert` (a
+    /// file in PEM), or of those that the system trusts; without it they are not secret.
     ///
     /// # Errors
-    /// When it is not one. The text does not repeat it.
+    /// When it is not one, or certificates cannot be read. The text does not repeat it.
     pub fn parse(url: &str) -> Result<Self, JournalError> {
         let fault = |what: &str| JournalError::Unusable(format!("ledger.url: {what}"));
-        let mut config: Config = url
+        let (url, options) = url.split_once('?').unwrap_or((url, ""));
+        let mut root_file = None;
+        let mut others = Vec::new();
+        for option in options.split('&').filter(|option| !option.is_empty()) {
+            match option.split_once('=') {
+                Some(("sslrootcert", file)) => root_file = Some(file),
+                Some(("sslmode", "verify-full")) => others.push("sslmode=require"),
+                _ => others.push(option),
+            }
+        }
+        let mut config: Config = format!("{url}?{}", others.join("&"))
             .parse()
             .map_err(|_| fault("not of the form postgres://user:password@host:port/database?option=value"))?;
         if config.get_hosts().is_empty() {
@@ -32,19 +57,27 @@ impl Place {
         if config.get_user().is_none() {
             return Err(fault("names no user"));
         }
+        let tls = match config.get_ssl_mode() {
+            SslMode::Require => Some(tls(root_file).map_err(|reason| fault(&reason))?),
+            _ if root_file.is_some() => return Err(fault("sslrootcert without sslmode=require")),
+            _ => None,
+        };
+        if tls.is_none() {
+            config.ssl_mode(SslMode::Disable);
+        }
         config.connect_timeout(limits::POSTGRES_TIMEOUT);
         config.tcp_user_timeout(limits::POSTGRES_TIMEOUT);
         config.keepalives_idle(limits::POSTGRES_KEEPALIVE);
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         config.application_name("subsidy-pos");
-        Ok(Self { config })
+        Ok(Self { config, tls })
     }
 
     /// The same, where a server that cannot be written to, such as a standby, will do.
     pub fn for_reading(&self) -> Self {
         let mut config = self.config.clone();
         config.target_session_attrs(TargetSessionAttrs::Any);
-        Self { config }
+        Self { config, tls: self.tls.clone() }
     }
 
     /// A connection that gives up a statement after `statement` and waiting for a lock after `lock`. It is
@@ -53,16 +86,16 @@ impl Place {
     /// # Errors
     /// When there is none to be had; the text says what to do.
     pub async fn connect(&self, statement: Duration, lock: Duration) -> Result<Client, JournalError> {
-        let connected = tokio::time::timeout(limits::POSTGRES_TIMEOUT, self.config.connect(NoTls)).await;
-        let (client, connection) = match connected {
+        let connecting = async {
+            match self.tls.clone() {
+                Some(tls) => self.config.connect(tls).await.map(drive),
+                None => self.config.connect(NoTls).await.map(drive),
+            }
+        };
+        let client = match tokio::time::timeout(limits::POSTGRES_TIMEOUT, connecting).await {
             Ok(connected) => connected.map_err(|error| self.unreachable(&error))?,
             Err(_) => return Err(JournalError::Unknown("PostgreSQL did not answer in time".into())),
         };
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::warn!(error = words(&error), "a connection to PostgreSQL ended");
-            }
-        });
         let settings = format!(
             "SET statement_timeout = {}; SET lock_timeout = {}",
             statement.as_millis(),
@@ -83,10 +116,53 @@ impl Place {
                 format!("create the database {database}, or correct its name in ledger.url")
             }
             Some(_) => "see what PostgreSQL has logged".to_owned(),
+            None if words(error).contains("TLS") => "the server needs a certificate for its host, signed by \
+                one of sslrootcert in ledger.url or of those the system trusts"
+                .to_owned(),
             None => "start it, or correct host and port in ledger.url".to_owned(),
         };
         JournalError::Unusable(format!("PostgreSQL cannot be reached ({}): {what_to_do}", words(error)))
     }
+}
+
+/// Lets the current runtime drive a connection.
+fn drive<S, T>((client, connection): (Client, Connection<S, T>)) -> Client
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::warn!(error = words(&error), "a connection to PostgreSQL ended");
+        }
+    });
+    client
+}
+
+/// Believes servers whose certificate is signed by one in `root_file`, or by one that the system trusts.
+fn tls(root_file: Option<&str>) -> Result<MakeRustlsConnect, String> {
+    let mut roots = RootCertStore::empty();
+    match root_file {
+        Some(file) => {
+            let fault = |reason: String| format!("sslrootcert, {file}: {reason}");
+            let found = CertificateDer::pem_file_iter(file).map_err(|error| fault(error.to_string()))?;
+            for certificate in found {
+                let certificate = certificate.map_err(|error| fault(error.to_string()))?;
+                roots.add(certificate).map_err(|error| fault(error.to_string()))?;
+            }
+        }
+        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+    }
+    if roots.is_empty() {
+        return Err("there is no certificate to believe servers by; name a file in sslrootcert".to_owned());
+    }
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(MakeRustlsConnect::new(config))
 }
 
 /// Waits for `work`, not longer than PostgreSQL may take for anything.
@@ -158,6 +234,8 @@ mod tests {
             "postgres://u:a-secret@host:port/database",
             "postgres://u:a-secret@host/database?nonsense=a-secret",
             "postgres://u:a-secret@host/database?sslmode=a-secret",
+            "postgres://u:a-secret@host/database?sslmode=require&sslrootcert=/no/such/file",
+            "postgres://u:a-secret@host/database?sslrootcert=/no/such/file",
             "a-secret",
         ] {
             let fault = Place::parse(url).unwrap_err().to_string();
