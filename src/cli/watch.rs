@@ -39,6 +39,9 @@ impl Watch {
             let _ = self.ledger.submit(Command::Look).await;
             // While PostgreSQL does not answer, the process has nothing but its own clocks.
             let theirs: Option<Timestamp> = self.ledger.journal().now().await.ok().flatten();
+            if let Ok(is_single) = self.ledger.journal().is_single_copy().await {
+                self.standing.set_single_copy(is_single);
+            }
             let (elapsed, wall) = (began.elapsed(), Clock::default().now());
             let published = self.ledger.published();
             if activated.0 != published.activated_at {
