@@ -156,6 +156,8 @@ pub const BOOK_QUERIES_MAX: usize = 64;
 pub const BOOK_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a transaction of the projector may take where the book is in PostgreSQL.
 pub const BOOK_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a rebuilding of the book may make no progress.
+pub const BOOK_REBUILD_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a list waits for the book to reach the journal's head.
 pub const BOOK_WAIT: Duration = Duration::from_secs(1);
 /// Time a query on the book may take.

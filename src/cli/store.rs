@@ -44,6 +44,34 @@ impl Store {
         }
     }
 
+    /// The one at `place`, a directory or a URL.
+    pub fn at(place: &str) -> Result<Self, Failed> {
+        match place.starts_with("postgres://") || place.starts_with("postgresql://") {
+            true => Ok(Self::Postgres(Place::parse(place).map_err(failed)?)),
+            false => Ok(Self::Files(place.into())),
+        }
+    }
+
+    /// The writer's side of a journal, which is made where there is none.
+    pub fn new_journal(&self) -> Result<Box<dyn Journal>, Failed> {
+        Ok(match self {
+            Self::Files(directory) => {
+                std::fs::create_dir_all(directory)
+                    .map_err(|error| failed(format!("{}: {error}", directory.display())))?;
+                Box::new(SqliteJournal::open(directory).map_err(failed)?)
+            }
+            Self::Postgres(place) => Box::new(PostgresJournal::open(place).map_err(failed)?),
+        })
+    }
+
+    /// The readers' side of the journal, which must be there.
+    pub fn reader(&self, runtime: Handle) -> Result<Arc<dyn Reader>, Failed> {
+        Ok(match self {
+            Self::Files(directory) => Arc::new(SqliteReader::new(directory).map_err(failed)?),
+            Self::Postgres(place) => Arc::new(PostgresReader::new(place, runtime)),
+        })
+    }
+
     /// What reads the journal, at most so many rows after a position, beside a live service or without one.
     /// Nothing is made where there is none.
     pub fn existing_journal(&self) -> Result<Read, Failed> {
@@ -77,16 +105,7 @@ impl Store {
     /// The writer's and the readers' side of the journal, which is made where there is none. Waits, and must
     /// therefore be called beside the runtime that `runtime` is of.
     pub fn journal(&self, runtime: Handle) -> Result<(Box<dyn Journal>, Arc<dyn Reader>), Failed> {
-        Ok(match self {
-            Self::Files(directory) => {
-                let journal = SqliteJournal::open(directory).map_err(failed)?;
-                (Box::new(journal), Arc::new(SqliteReader::new(directory).map_err(failed)?))
-            }
-            Self::Postgres(place) => {
-                let journal = PostgresJournal::open(place).map_err(failed)?;
-                (Box::new(journal), Arc::new(PostgresReader::new(place, runtime)))
-            }
-        })
+        Ok((self.new_journal()?, self.reader(runtime)?))
     }
 
     /// The projector's and the readers' side of the book; as [`Store::journal`].
