@@ -58,6 +58,8 @@ pub struct Server {
     pub operations_listen: SocketAddr,
     /// HTTP worker threads; 0 is one per core.
     pub workers: Whole<0, { limits::WORKERS_MAX }>,
+    /// Seconds for which requests are still served after the process was asked to stop.
+    pub drain_s: Whole<0, { limits::DRAIN_S_MAX }>,
 }
 
 /// Section `ledger`.

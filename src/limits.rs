@@ -23,6 +23,8 @@ pub const CONNECTIONS_MAX: usize = 4096;
 pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long a connection that is being closed is waited for.
 pub const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time, in seconds, for which requests are still served after the service was asked to stop.
+pub const DRAIN_S_MAX: u32 = 60;
 /// How long requests that have arrived are waited for when the service stops.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(15);
 /// Items on a page of a list, at most and by default.
@@ -95,10 +97,13 @@ pub const FOLD_DROPS_MAX: usize = 64;
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
 /// Entries read from the journal at a time.
 pub const JOURNAL_READ_ENTRIES_MAX: usize = 256;
+/// Bytes in a page of the embedded journal. An entry has some 1,400: two would fit into 4 KiB, and eleven
+/// fit into this.
+pub const JOURNAL_PAGE_BYTES: u32 = 16 * 1024;
 /// Bytes of entries after which the embedded journal's write-ahead log is carried over into its file.
 pub const JOURNAL_CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;
 /// Pages of it that the writer may be left with, so that it is not held up.
-pub const JOURNAL_CHECKPOINT_REST_PAGES: i64 = 128;
+pub const JOURNAL_CHECKPOINT_REST_PAGES: i64 = 32;
 /// Rounds in which the rest is brought down to that.
 pub const JOURNAL_CHECKPOINT_ROUNDS: usize = 8;
 /// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.

@@ -33,6 +33,7 @@ mod programmes;
 mod quotes;
 mod rate_limits;
 mod returns;
+mod rolling;
 mod shield_redis;
 mod shield_shared;
 mod structure;

@@ -10,6 +10,9 @@ use crate::support::fleet::{Fleet, May, Run};
 use crate::support::postgres::Stop;
 use crate::support::redis::NONSENSE;
 
+/// PostgreSQL is waited for 3 seconds.
+const LONGER_THAN_ANYONE_WAITS: Duration = Duration::from_millis(3500);
+
 /// Does something again and again for `span`, at this pace.
 fn again_and_again(span: Duration, pace: Duration, mut what: impl FnMut()) {
     let began = Instant::now();
@@ -81,9 +84,9 @@ fn nothing_is_lost_or_doubled_while_postgresql_suffers() {
     });
     run.through("PostgreSQL stands still", May::Interrupt, |span| {
         fleet.database.server.signal_all("STOP");
-        std::thread::sleep(span / 2);
+        std::thread::sleep(LONGER_THAN_ANYONE_WAITS);
         fleet.database.server.signal_all("CONT");
-        std::thread::sleep(span / 2);
+        std::thread::sleep(span.saturating_sub(LONGER_THAN_ANYONE_WAITS));
     });
     run.through("PostgreSQL is slow", May::Nothing, |span| {
         fleet.postgres_network.delay(Duration::from_millis(20));
@@ -94,9 +97,10 @@ fn nothing_is_lost_or_doubled_while_postgresql_suffers() {
         again_and_again(span, Duration::from_millis(150), || fleet.postgres_network.reset_all());
     });
     run.through("connections to PostgreSQL are half open", May::Interrupt, |span| {
-        again_and_again(span, Duration::from_millis(500), || {
+        again_and_again(span, Duration::from_secs(2), || {
+            // What was on the way arrives all the same, long after it was given up.
             fleet.postgres_network.be_silent(true);
-            std::thread::sleep(Duration::from_millis(1500));
+            std::thread::sleep(LONGER_THAN_ANYONE_WAITS);
             fleet.postgres_network.be_silent(false);
         });
     });

@@ -22,7 +22,7 @@ use crate::stock::{self, Stock};
 const BATCHES: [usize; 2] = [64, 256];
 const ROUNDS: usize = 3;
 /// Pages in the log of the bare table before SQLite carries it over; fewer make it slower.
-const BARE_CHECKPOINT_PAGES: u32 = 4000;
+const BARE_CHECKPOINT_PAGES: u32 = 1000;
 /// Claims in one measurement.
 const CLAIMS: usize = 100_000;
 
@@ -97,6 +97,7 @@ struct Bare(Connection);
 impl Bare {
     fn open(path: &Path) -> Result<Self> {
         let connection = Connection::open(path)?;
+        connection.pragma_update(None, "page_size", limits::JOURNAL_PAGE_BYTES)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "wal_autocheckpoint", BARE_CHECKPOINT_PAGES)?;

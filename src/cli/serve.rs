@@ -221,8 +221,11 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     }
 
     wait_for_signal().await?;
-    tracing::info!("stopping: what was begun is finished");
     standing.stop();
+    let drain_s = config.server.drain_s.get();
+    tracing::info!(drain_s, "stopping: requests are served until they are sent elsewhere, and finished");
+    // Whoever asks twice is in a hurry.
+    let _ = tokio::time::timeout(Duration::from_secs(drain_s.into()), wait_for_signal()).await;
     api_handle.stop(true).await;
     heads.abort();
     watch.abort();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use actix_web::dev::{Payload, Server};
 use actix_web::http::header::{self, HeaderName, HeaderValue};
-use actix_web::http::{Method, StatusCode};
+use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::web::{self, Bytes};
 use actix_web::{HttpRequest, HttpResponse, HttpServer, guard};
 use serde::Serialize;
@@ -307,6 +307,10 @@ fn respond(
         Err(problem) => refusal(app, hearer, &problem),
     };
     set(&mut response, REQUEST_ID.clone(), hearer.request_id.as_str());
+    if app.standing.is_stopping() {
+        // The next request goes elsewhere.
+        response.head_mut().set_connection_type(ConnectionType::Close);
+    }
     if !admissions.is_empty() {
         let (policy, standing) = rate_limits(admissions);
         set(&mut response, RATE_LIMIT_POLICY.clone(), &policy);

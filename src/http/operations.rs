@@ -70,6 +70,11 @@ impl Standing {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
+
+    /// Whether it is being stopped.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
 }
 
 /// Whether the process lives.
@@ -131,7 +136,7 @@ struct StateDigest {
 const SINGLE_COPY: &str = "there is a single copy of the journal";
 
 fn readiness(app: &App) -> (StatusCode, Readiness) {
-    let reason = if app.standing.stopping.load(Ordering::Relaxed) {
+    let reason = if app.standing.is_stopping() {
         Some("the process is stopping".to_owned())
     } else {
         let differs = app.standing.unready.load();

@@ -516,7 +516,8 @@ impl Desk {
         self.catch_up()?;
         self.in_doubt = false;
         self.decide(batch);
-        Ok(false)
+        // What only answers is true as of the catching up.
+        Ok(batch.fresh.is_empty())
     }
 
     /// After an append whose outcome was not learned: looks a few times whether the entries are in. Where

@@ -44,6 +44,8 @@ struct Memory {
     rows: Arc<Mutex<Vec<Row>>>,
     faults: Arc<Mutex<Vec<Fault>>>,
     unreadable: Arc<Mutex<bool>>,
+    /// How many looks at the head shall fail.
+    failing_looks: Arc<Mutex<u32>>,
     gate: Arc<Gate>,
     /// Whether no other process can append.
     is_private: bool,
@@ -90,7 +92,12 @@ impl Memory {
 
 impl Journal for Memory {
     fn head(&mut self) -> Result<Head, JournalError> {
-        Ok(self.head_now())
+        let mut failing = self.failing_looks.lock().unwrap();
+        match failing.checked_sub(1) {
+            Some(fewer) => *failing = fewer,
+            None => return Ok(self.head_now()),
+        }
+        Err(JournalError::Unknown("the connection was reset".into()))
     }
 
     fn append(&mut self, expected: Head, rows: &[Row]) -> Result<(), JournalError> {
@@ -336,6 +343,26 @@ fn while_the_journal_cannot_be_read_nothing_is_answered_and_then_everything_is()
     assert!(matches!(ask(&ledger, Command::Funds), Ok(Outcome::Funds { .. })));
     claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
     writer.stop();
+}
+
+#[test]
+fn a_look_that_failed_is_taken_again_before_anything_is_answered() {
+    let memory = Memory::default();
+    let (one, first) = open(&memory, Clock::default());
+    ask(&one, Command::Activate(shipped())).unwrap();
+    ask(&one, fund(600_000)).unwrap();
+    let (two, second) = open(&memory, Clock::default());
+    claim_at(ask(&one, make(1, 1, 1, Mode::Redeem)));
+    // What the other has appended is known, although the look for it failed at first.
+    *memory.failing_looks.lock().unwrap() = 1;
+    let Ok(Outcome::Digest { position, .. }) = ask(&two, Command::Digest) else { panic!("a digest") };
+    assert_eq!(position, memory.head_now().position);
+    claim_at(ask(&one, make(2, 2, 2, Mode::Redeem)));
+    *memory.failing_looks.lock().unwrap() = 1;
+    let again = claim_at(ask(&two, make(2, 2, 2, Mode::Redeem)));
+    assert!(again.unchanged);
+    first.stop();
+    second.stop();
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::postgres::{Database, Postgres};
 use super::proxy::Proxy;
 use super::redis::Server;
 use super::service::{command, said};
-use super::{Answer, Caller, Options, Random, Sale, Service, eventually, fresh_key};
+use super::{Answer, Caller, Options, Random, Sale, Service, Stop, eventually, fresh_key};
 
 /// How long each fault goes on: `SUBSIDY_POS_TEST_FAULT_SECONDS`, or 6 seconds.
 pub fn fault_span() -> Duration {
@@ -171,9 +171,7 @@ impl<'f> Run<'f> {
         assert!(sent > 30, "{what}: there was load: {sent} requests");
         assert!(may == May::Interrupt || open == 0, "{what}: {open} of {sent} without an answer");
         let began_settling = Instant::now();
-        for scene in &mut scenes {
-            self.settle(what, scene);
-        }
+        self.settle(what, &mut scenes);
         self.scenes.append(&mut scenes);
         self.check(what);
         eprintln!(
@@ -184,26 +182,38 @@ impl<'f> Run<'f> {
     }
 
     /// Asks again, at any process, until every outcome is known.
-    fn settle(&mut self, what: &str, scene: &mut Scene) {
-        for sent in &mut scene.sent {
-            if sent.settled.is_none() {
-                let (random, tills) = (&mut self.random, self.fleet.tills());
-                let answer = eventually(&format!("{what}: an outcome"), Duration::from_secs(20), || {
-                    let till = random.pick(tills);
-                    let answer = till.try_post_under(&sent.key, "/v1/claims", &sent.sale.body).ok()?;
-                    is_final(&answer).then_some(answer)
+    fn settle(&mut self, what: &str, scenes: &mut [Scene]) {
+        const AT_ONCE: usize = 8;
+        let open: Vec<&mut Sent> = scenes
+            .iter_mut()
+            .flat_map(|scene| &mut scene.sent)
+            .filter(|sent| sent.settled.is_none())
+            .collect();
+        let share = open.len().div_ceil(AT_ONCE).max(1);
+        let mut open = open.into_iter().peekable();
+        std::thread::scope(|scope| {
+            while open.peek().is_some() {
+                let mine: Vec<_> = open.by_ref().take(share).collect();
+                let (mut random, tills) = (Random::from_seed(self.random.next()), self.fleet.tills());
+                scope.spawn(move || {
+                    for sent in mine {
+                        let found =
+                            eventually(&format!("{what}: an outcome"), Duration::from_secs(30), || {
+                                let till = random.pick(tills);
+                                let answer =
+                                    till.try_post_under(&sent.key, "/v1/claims", &sent.sale.body).ok()?;
+                                is_final(&answer).then_some(answer)
+                            });
+                        sent.settled = Some(found);
+                    }
                 });
-                sent.settled = Some(answer);
             }
+        });
+        for scene in scenes {
+            let made = scene.sent.iter().filter(|sent| sent.is_made()).count();
+            let told: Vec<_> = scene.sent.iter().map(Sent::told).collect();
+            assert_eq!(made, 1, "{what}: {:?}: {told:?}", scene.kind);
         }
-        let made = scene.sent.iter().filter(|sent| sent.is_made()).count();
-        assert_eq!(
-            made,
-            1,
-            "{what}: {:?}: {:?}",
-            scene.kind,
-            scene.sent.iter().map(Sent::told).collect::<Vec<_>>()
-        );
     }
 
     /// Checks what the journal holds against what the tills were told.
@@ -265,14 +275,6 @@ impl<'f> Run<'f> {
                 _ => assert_eq!(again.text(), sent.settled.as_ref().expect("it is made").text(), "{what}"),
             }
         }
-    }
-}
-
-struct Stop<'s>(&'s AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -460,6 +462,10 @@ impl Till<'_> {
                     answer.status,
                     answer.text()
                 );
+                if answer.status == 503 {
+                    // A till does not come again at once.
+                    std::thread::sleep(Duration::from_millis(100));
+                }
                 Some(answer)
             }
             Err(fault) => {

@@ -22,6 +22,7 @@ pub use serde_json::{Value, json};
 pub use service::{Options, Service};
 pub use subsidy_pos::time::Timestamp;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// The instant at which the service's clock starts unless a test says otherwise: in the middle of the
@@ -31,6 +32,15 @@ pub const JUNE_2026: &str = "2026-06-15T10:00:00+08:00";
 /// Reads an instant that a test has written down.
 pub fn instant(text: &str) -> Timestamp {
     Timestamp::parse(text).unwrap_or_else(|| panic!("{text} is an instant"))
+}
+
+/// Tells threads to stop when dropped, however the test ends.
+pub struct Stop<'s>(pub &'s AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Asks again and again until `check` is content, for at most `patience`.
