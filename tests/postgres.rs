@@ -295,8 +295,7 @@ fn a_database_that_falls_silent_is_told_and_found_again() {
     let database = Postgres::start().database();
     let network = Proxy::before(&database.server.address());
     let url = database.url().replace(&database.server.address(), &network.address());
-    let mut options = Options::default().env("SUBSIDY_POS__LEDGER__URL", &url);
-    options.database = None;
+    let options = Options::default().env("SUBSIDY_POS__LEDGER__URL", &url);
     let service = Service::start_with(options);
     let till = service.retailer();
     let claim = till.claimed(&service.sale());
@@ -360,8 +359,7 @@ fn restarts_in_immediate_mode_lose_nothing_that_was_answered() {
 /// How a service ends that cannot start on `url`.
 #[track_caller]
 fn refused(url: &str) -> String {
-    let mut options = Options::default().env("SUBSIDY_POS__LEDGER__URL", url);
-    options.database = None;
+    let options = Options::default().env("SUBSIDY_POS__LEDGER__URL", url);
     let exit = match Service::try_start(options) {
         Ok(_) => panic!("it starts"),
         Err(exit) => exit,
@@ -513,8 +511,7 @@ fn a_service_needs_no_more_rights_than_the_roles_that_are_shipped_have() {
         server.url_as(role, &format!("of-{role}"), &database.name)
     };
     let (own, auditor) = (url("subsidy_pos"), url("subsidy_pos_auditor"));
-    let mut options = Options::default().env("SUBSIDY_POS__LEDGER__URL", &own);
-    options.database = None;
+    let options = Options::default().env("SUBSIDY_POS__LEDGER__URL", &own);
     let mut service = Service::start_with(options);
     let till = service.retailer();
     let claim = till.claimed(&service.sale());
@@ -593,8 +590,7 @@ fn connections_are_secret_where_the_url_asks_for_it_and_only_to_a_server_that_is
     let (server, [root, other]) = server_with_tls(directory.path());
     let by_address = server.database().url();
     let by_name = |url: &str| url.replace("127.0.0.1", "localhost");
-    let mut options = Options::default();
-    options.database = None;
+    let options = Options::default();
     for mode in ["require", "verify-full"] {
         let database = server.database();
         let url = format!("{}?sslmode={mode}&sslrootcert={root}", by_name(&database.url()));

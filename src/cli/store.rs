@@ -17,6 +17,9 @@ use super::{Failed, failed};
 /// Reads at most so many rows after a position.
 pub type Read = Box<dyn FnMut(u64, usize) -> Result<Vec<Row>, JournalError>>;
 
+/// The projector's and the readers' side of a book.
+pub type BookSides = (Box<dyn Tables>, Arc<dyn Book>);
+
 /// A place for a journal and a book.
 #[derive(Clone)]
 pub enum Store {
@@ -52,7 +55,8 @@ impl Store {
         }
     }
 
-    /// The writer's side of a journal, which is made where there is none.
+    /// The writer's side of the journal, which is made where there is none. This and all that follows
+    /// waits, and must be called beside the runtime: see [`beside`].
     pub fn new_journal(&self) -> Result<Box<dyn Journal>, Failed> {
         Ok(match self {
             Self::Files(directory) => {
@@ -102,14 +106,8 @@ impl Store {
         }
     }
 
-    /// The writer's and the readers' side of the journal, which is made where there is none. Waits, and must
-    /// therefore be called beside the runtime that `runtime` is of.
-    pub fn journal(&self, runtime: Handle) -> Result<(Box<dyn Journal>, Arc<dyn Reader>), Failed> {
-        Ok((self.new_journal()?, self.reader(runtime)?))
-    }
-
-    /// The projector's and the readers' side of the book; as [`Store::journal`].
-    pub fn book(&self, feed: Feed, runtime: Handle) -> Result<(Box<dyn Tables>, Arc<dyn Book>), Failed> {
+    /// Both sides of the book, which is made where there is none.
+    pub fn book(&self, feed: Feed, runtime: Handle) -> Result<BookSides, Failed> {
         Ok(match self {
             Self::Files(directory) => {
                 let (tables, book) =
