@@ -97,10 +97,13 @@ pub const FOLD_DROPS_MAX: usize = 64;
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
 /// Entries read from the journal at a time.
 pub const JOURNAL_READ_ENTRIES_MAX: usize = 256;
+/// Bytes in a page of the embedded journal. An entry has some 1,400: two would fit into 4 KiB, and eleven
+/// fit into this.
+pub const JOURNAL_PAGE_BYTES: u32 = 16 * 1024;
 /// Bytes of entries after which the embedded journal's write-ahead log is carried over into its file.
 pub const JOURNAL_CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;
 /// Pages of it that the writer may be left with, so that it is not held up.
-pub const JOURNAL_CHECKPOINT_REST_PAGES: i64 = 128;
+pub const JOURNAL_CHECKPOINT_REST_PAGES: i64 = 32;
 /// Rounds in which the rest is brought down to that.
 pub const JOURNAL_CHECKPOINT_ROUNDS: usize = 8;
 /// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
@@ -158,6 +161,8 @@ pub const BOOK_QUERIES_MAX: usize = 64;
 pub const BOOK_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a transaction of the projector may take where the book is in PostgreSQL.
 pub const BOOK_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a rebuilding of the book may make no progress.
+pub const BOOK_REBUILD_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a list waits for the book to reach the journal's head.
 pub const BOOK_WAIT: Duration = Duration::from_secs(1);
 /// Time a query on the book may take.

@@ -16,13 +16,13 @@ use crate::machine;
 use crate::process::Workplace;
 use crate::progress::Progress;
 use crate::report::{Figures, Table, thousands};
-use crate::stock::{self, Stock};
+use crate::stock::{self, Appends, Stock};
 
 /// Sizes of the batches that are appended.
 const BATCHES: [usize; 2] = [64, 256];
 const ROUNDS: usize = 3;
 /// Pages in the log of the bare table before SQLite carries it over; fewer make it slower.
-const BARE_CHECKPOINT_PAGES: u32 = 4000;
+const BARE_CHECKPOINT_PAGES: u32 = 1000;
 /// Claims in one measurement.
 const CLAIMS: usize = 100_000;
 
@@ -31,6 +31,8 @@ const CLAIMS: usize = 100_000;
 pub struct LedgerAlone {
     /// Claims in one append.
     pub batch: usize,
+    /// Claims that one append really had; the bare appends have `batch` rows.
+    pub appended: f64,
     /// Claims a second, decided and durable.
     pub ledger: Figures,
     /// Rows a second, the same bytes, appended by nothing but SQLite.
@@ -46,17 +48,18 @@ pub fn alone(workplace: &Workplace) -> Result<Vec<LedgerAlone>> {
     let mut bare = Bare::open(&workplace.directory("bare")?.join("bare.db"))?;
     let reader = SqliteReader::new(&data)?;
     let progress = Progress::new("the ledger alone", (ROUNDS * BATCHES.len()) as u64);
-    let mut rates = [const { (Vec::new(), Vec::new()) }; BATCHES.len()];
+    let mut rates = [const { (Vec::new(), Vec::new(), Vec::new()) }; BATCHES.len()];
     // A round before the first is not counted: it grows the files and warms the caches.
     for round in 0..=ROUNDS {
-        for (batch, (ledger_rates, bare_rates)) in BATCHES.into_iter().zip(&mut rates) {
+        for (batch, (ledger_rates, bare_rates, appended)) in BATCHES.into_iter().zip(&mut rates) {
             let drafts = stock.drafts(CLAIMS)?;
             let before = stock.position();
-            let ledger_time = stock.make(drafts, batch)?;
+            let (ledger_time, per_append) = stock.make(drafts, batch)?;
             let rows = rows_after(&reader, before)?;
             ensure!(rows.len() == CLAIMS, "the journal has {} new entries, not {CLAIMS}", rows.len());
             let bare_time = bare.append(&rows, batch)?;
             if round > 0 {
+                appended.push(per_append);
                 ledger_rates.push(per_second(CLAIMS, ledger_time));
                 bare_rates.push(per_second(CLAIMS, bare_time));
                 progress.add(1);
@@ -65,13 +68,21 @@ pub fn alone(workplace: &Workplace) -> Result<Vec<LedgerAlone>> {
     }
     stock.close();
     progress.done();
-    let mut table = Table::new(&["batch", "ledger, claims/s", "bare SQLite, rows/s", "ratio"]);
+    let mut table =
+        Table::new(&["batch", "claims to an append", "ledger, claims/s", "bare SQLite, rows/s", "ratio"]);
     let mut results = Vec::new();
-    for (batch, (ledger, bare)) in BATCHES.into_iter().zip(rates) {
+    for (batch, (ledger, bare, appended)) in BATCHES.into_iter().zip(rates) {
+        let appended = Figures::of(appended).median;
         let ratio = Figures::of(ledger.iter().zip(&bare).map(|(ledger, bare)| ledger / bare)).median;
         let (ledger, bare) = (Figures::of(ledger), Figures::of(bare));
-        table.row([batch.to_string(), ledger.text(), bare.text(), format!("{ratio:.2}")]);
-        results.push(LedgerAlone { batch, ledger, bare, ratio });
+        table.row([
+            batch.to_string(),
+            format!("{appended:.0}"),
+            ledger.text(),
+            bare.text(),
+            format!("{ratio:.2}"),
+        ]);
+        results.push(LedgerAlone { batch, appended, ledger, bare, ratio });
     }
     println!("\n{table}");
     Ok(results)
@@ -97,6 +108,7 @@ struct Bare(Connection);
 impl Bare {
     fn open(path: &Path) -> Result<Self> {
         let connection = Connection::open(path)?;
+        connection.pragma_update(None, "page_size", limits::JOURNAL_PAGE_BYTES)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "wal_autocheckpoint", BARE_CHECKPOINT_PAGES)?;
@@ -148,7 +160,7 @@ pub fn fold_here(data: &Path) -> Result<()> {
     let process = std::process::id();
     let before = machine::resident_bytes(process)?;
     let began = Instant::now();
-    let (ledger, writer) = stock::open_ledger(data)?;
+    let (ledger, writer) = stock::open_ledger(data, &Appends::default())?;
     let seconds = began.elapsed().as_secs_f64();
     let bytes = machine::resident_bytes(process)?.saturating_sub(before);
     let folded = Folded { entries: ledger.position(), seconds, bytes };

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use subsidy_pos::claim::{FundId, Submitter};
 use subsidy_pos::clock::Clock;
 use subsidy_pos::http::extract::Readable as _;
@@ -35,18 +37,23 @@ pub struct Stock {
     numbers: Numbers,
     clock: TillClock,
     request: Request,
+    appends: Appends,
 }
 
-/// Nobody watches.
-struct Nobody;
+/// Counts appends.
+#[derive(Clone, Debug, Default)]
+pub struct Appends(Arc<AtomicU64>);
 
-impl Observer for Nobody {
+impl Observer for Appends {
     fn appended(&mut self, _: &[Arc<Stored>]) {}
-    fn batch(&mut self, _: usize, _: Duration) {}
+
+    fn batch(&mut self, _: usize, _: Duration) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Opens the ledger of a data directory: folds its journal.
-pub fn open_ledger(data: &Path) -> Result<(Ledger, Writer)> {
+pub fn open_ledger(data: &Path, appends: &Appends) -> Result<(Ledger, Writer)> {
     let journal = SqliteJournal::open(data)?;
     let reader = SqliteReader::new(data)?;
     Ok(Ledger::open(
@@ -54,7 +61,7 @@ pub fn open_ledger(data: &Path) -> Result<(Ledger, Writer)> {
         Arc::new(reader),
         Clock::default(),
         Key::new(rand::random()),
-        Box::new(Nobody),
+        Box::new(appends.clone()),
     )?)
 }
 
@@ -66,7 +73,8 @@ impl Stock {
     /// Opens it, and makes keys, programmes and funds ready where they are not.
     pub fn open(data: &Path) -> Result<Self> {
         let keys = DevKeys::make(data).map_err(|fault| anyhow!("{fault}"))?;
-        let (ledger, writer) = open_ledger(data)?;
+        let appends = Appends::default();
+        let (ledger, writer) = open_ledger(data, &appends)?;
         let retailers: Result<_, _> = (1..=RETAILERS).map(|n| Uscc::parse(&generate::uscc_from(n))).collect();
         let stock = Self {
             ledger,
@@ -77,6 +85,7 @@ impl Stock {
             numbers: Numbers::default(),
             clock: TillClock::default(),
             request: Request::claim(""),
+            appends,
         };
         stock.prepare_journal()?;
         Ok(stock)
@@ -142,9 +151,11 @@ impl Stock {
             .collect()
     }
 
-    /// Has the ledger make these claims, `batch` at a time, each batch durable before the next is sent.
-    /// Gives the time it took.
-    pub fn make(&self, drafts: Vec<Command>, batch: usize) -> Result<Duration> {
+    /// Has the ledger make these claims, `batch` at a time, a few batches being on their way at any time, as
+    /// they are when many tills sell. Gives the time it took and how many claims each append had.
+    pub fn make(&self, drafts: Vec<Command>, batch: usize) -> Result<(Duration, f64)> {
+        const ON_THEIR_WAY: usize = 3;
+        let claims = drafts.len();
         let mut batches = Vec::with_capacity(drafts.len() / batch + 1);
         let mut drafts = drafts.into_iter();
         loop {
@@ -154,19 +165,20 @@ impl Stock {
             }
             batches.push(some);
         }
+        let before = self.appends.0.load(Ordering::Relaxed);
         let began = Instant::now();
-        self.runtime.block_on(async {
-            for batch in batches {
-                for outcome in self.ledger.submit_all(batch).await.map_err(why)? {
-                    match outcome.map_err(why)? {
-                        Outcome::Claim(at) if !at.unchanged => {}
-                        other => bail!("a sale was answered {other:?}"),
-                    }
+        let sent = stream::iter(batches).map(|batch| self.ledger.submit_all(batch)).buffered(ON_THEIR_WAY);
+        self.runtime.block_on(sent.map_err(why).try_for_each(async |outcomes| {
+            for outcome in outcomes {
+                match outcome.map_err(why)? {
+                    Outcome::Claim(at) if !at.unchanged => {}
+                    other => bail!("a sale was answered {other:?}"),
                 }
             }
             Ok(())
-        })?;
-        Ok(began.elapsed())
+        }))?;
+        let appends = self.appends.0.load(Ordering::Relaxed) - before;
+        Ok((began.elapsed(), claims as f64 / appends as f64))
     }
 
     /// Makes claims until there are `claims` more, and says how it goes.

@@ -31,8 +31,14 @@ pub trait Tables: Send {
     /// all or nothing, if the head is still `expected`.
     fn apply(&mut self, expected: Head, next: Head, entries: &[Arc<Stored>]) -> Result<(), TablesError>;
 
-    /// Empties the book, whatever state it is in. Queries wait or fail meanwhile.
+    /// Empties the book, whatever state it is in. Queries wait or fail meanwhile, and no other process may
+    /// have it open, unless it is made for several.
     fn reset(&mut self) -> Result<(), TablesError>;
+
+    /// Empties a sound book, which other processes may have open.
+    fn clear(&mut self) -> Result<(), TablesError> {
+        self.reset()
+    }
 }
 
 /// Why the book's tables did not do what they were asked.

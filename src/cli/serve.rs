@@ -68,7 +68,11 @@ pub fn activate(settings: &Settings) -> Result<(), Failed> {
         let herald = Herald::new(&Feed::new(), &metrics);
         let (ledger, writer) = open_ledger(&Store::of(&config)?, Clock::default(), herald).await?;
         let activated = ledger.submit(Command::Activate(as_entry(files))).await.map_err(why);
-        beside(move |_| Ok(writer.stop())).await?;
+        beside(move |_| {
+            writer.stop();
+            Ok(())
+        })
+        .await?;
         activated.map(|_| println!("the programmes are activated"))
     })
 }
@@ -130,7 +134,7 @@ impl Observer for Herald {
 async fn open_ledger(store: &Store, clock: Clock, herald: Box<Herald>) -> Result<(Ledger, Writer), Failed> {
     let store = store.clone();
     beside(move |runtime| {
-        let (journal, reader) = store.journal(runtime)?;
+        let (journal, reader) = (store.new_journal()?, store.reader(runtime)?);
         let journal_id = Key::new(rand::random());
         Ledger::open(journal, reader, clock, journal_id, herald).map_err(failed)
     })

@@ -227,7 +227,11 @@ async fn migrate(place: &Place) -> Result<(), JournalError> {
         transaction.commit().await
     })
     .await
-    .map_err(|error| JournalError::Unusable(format!("the journal's tables cannot be made: {error}")))?;
+    .map_err(|error| {
+        JournalError::Unusable(format!(
+            "the journal's tables cannot be made ({error}); `subsidy-pos journal make` makes them as a role that may"
+        ))
+    })?;
     check_version(&client).await
 }
 

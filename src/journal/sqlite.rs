@@ -71,6 +71,8 @@ fn connect(path: &Path) -> Result<Connection, JournalError> {
 }
 
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    // Of a new file only; an older one keeps the pages it has.
+    connection.pragma_update(None, "page_size", limits::JOURNAL_PAGE_BYTES)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
