@@ -99,7 +99,8 @@ fn why(failure: Failure) -> Failed {
     }
 }
 
-fn as_entry(files: Vec<(String, String)>) -> Vec<ProgrammeFile> {
+/// Files as the journal keeps them.
+pub fn as_entry(files: Vec<(String, String)>) -> Vec<ProgrammeFile> {
     files.into_iter().map(|(name, text)| ProgrammeFile { name, text }).collect()
 }
 
@@ -204,7 +205,7 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     let watch = Watch {
         ledger: ledger.clone(),
         hash_keys: Arc::clone(&app.hash_keys),
-        files: as_entry(programme_files(config)?),
+        config: config.clone(),
         standing: Arc::clone(&standing),
     };
     let watch = actix_web::rt::spawn(watch.keep());
