@@ -157,6 +157,8 @@ pub const BOOK_INBOX_ENTRIES_MAX: usize = 16 * 1024;
 pub const BOOK_PACE: Duration = Duration::from_millis(200);
 /// How long the projector pauses after failing again and again.
 pub const BOOK_RETRY_MAX: Duration = Duration::from_secs(60);
+/// How long the projector pauses at most while a database is away.
+pub const BOOK_RETRY_AWAY: Duration = Duration::from_secs(1);
 /// Queries on the book that run at a time.
 pub const BOOK_QUERIES_RUNNING_MAX: usize = 4;
 /// Queries on the book that run or wait to run; one more is answered 503.

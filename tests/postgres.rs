@@ -273,6 +273,12 @@ fn is_told_and_found_again(service: &Service, go: impl FnOnce(), come_back: impl
         (till.claim(&service.sale()).status == 201).then_some(())
     });
     assert_eq!(till.look_at(&claim), claim);
+    let sale = service.sale();
+    let last = till.claimed(&sale);
+    eventually("lists are up to date", Duration::from_secs(5), || {
+        let listed = till.get(&format!("/v1/claims?order_no={}", sale.text("/order_no")));
+        (listed.status == 200 && listed.json()["items"] == json!([last])).then_some(())
+    });
     eventually("it is ready", Duration::from_secs(5), || {
         (service.nobody().get("/readyz").status == 200).then_some(())
     });

@@ -116,11 +116,24 @@ impl Place {
             Some(&SqlState::INVALID_CATALOG_NAME) => {
                 format!("create the database {database}, or correct its name in ledger.url")
             }
+            Some(
+                &SqlState::CANNOT_CONNECT_NOW
+                | &SqlState::ADMIN_SHUTDOWN
+                | &SqlState::CRASH_SHUTDOWN
+                | &SqlState::TOO_MANY_CONNECTIONS,
+            ) => {
+                return JournalError::Unknown(format!("PostgreSQL lets nobody in ({})", words(error)));
+            }
             Some(_) => "see what PostgreSQL has logged".to_owned(),
             None if words(error).contains("TLS") => "the server needs a certificate for its host, signed by \
                 one of sslrootcert in ledger.url or of those the system trusts"
                 .to_owned(),
-            None => "start it, or correct host and port in ledger.url".to_owned(),
+            None => {
+                return JournalError::Unknown(format!(
+                    "PostgreSQL cannot be reached ({}): start it, or correct host and port in ledger.url",
+                    words(error)
+                ));
+            }
         };
         JournalError::Unusable(format!("PostgreSQL cannot be reached ({}): {what_to_do}", words(error)))
     }
