@@ -157,6 +157,8 @@ pub const BOOK_INBOX_ENTRIES_MAX: usize = 16 * 1024;
 pub const BOOK_PACE: Duration = Duration::from_millis(200);
 /// How long the projector pauses after failing again and again.
 pub const BOOK_RETRY_MAX: Duration = Duration::from_secs(60);
+/// How long the projector pauses at most while a database is away.
+pub const BOOK_RETRY_AWAY: Duration = Duration::from_secs(1);
 /// Queries on the book that run at a time.
 pub const BOOK_QUERIES_RUNNING_MAX: usize = 4;
 /// Queries on the book that run or wait to run; one more is answered 503.
@@ -165,6 +167,8 @@ pub const BOOK_QUERIES_MAX: usize = 64;
 pub const BOOK_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a transaction of the projector may take where the book is in PostgreSQL.
 pub const BOOK_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a rebuilding of the book may make no progress.
+pub const BOOK_REBUILD_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a list waits for the book to reach the journal's head.
 pub const BOOK_WAIT: Duration = Duration::from_secs(1);
 /// Time a query on the book may take.

@@ -58,6 +58,8 @@ fn a_service_with_a_configuration_and_keys_serves_without_dev() {
     let fund = serde_json::json!({"fund_id": "first", "programme": "zj-ai-25", "region_code": "330000", "from": today, "to": today, "budget": "10000.00"});
     officer.post_under("first", "/v1/funds", &fund).must_be(201);
     till.claimed(&service.sale().category("smart_bionic"));
+    let notes = &service.nobody().get("/readyz").must_be(200)["notes"];
+    assert!(notes.to_string().contains("single copy"), "operators are told of a single copy: {notes}");
     assert!(service.stop().success());
     service.must_verify();
 }

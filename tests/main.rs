@@ -20,6 +20,7 @@ mod holds;
 mod idempotency;
 mod lists;
 mod many_processes;
+mod moving;
 mod openapi;
 mod operations;
 mod oracle;

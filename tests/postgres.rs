@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::client::id_of;
-use crate::support::postgres::{Database, Postgres, Stop};
+use crate::support::postgres::{Database, Postgres, Stop, psql};
 use crate::support::proxy::Proxy;
 use crate::support::service::{PROGRAM, command, said};
 use crate::support::{
@@ -273,6 +273,12 @@ fn is_told_and_found_again(service: &Service, go: impl FnOnce(), come_back: impl
         (till.claim(&service.sale()).status == 201).then_some(())
     });
     assert_eq!(till.look_at(&claim), claim);
+    let sale = service.sale();
+    let last = till.claimed(&sale);
+    eventually("lists are up to date", Duration::from_secs(5), || {
+        let listed = till.get(&format!("/v1/claims?order_no={}", sale.text("/order_no")));
+        (listed.status == 200 && listed.json()["items"] == json!([last])).then_some(())
+    });
     eventually("it is ready", Duration::from_secs(5), || {
         (service.nobody().get("/readyz").status == 200).then_some(())
     });
@@ -295,8 +301,7 @@ fn a_database_that_falls_silent_is_told_and_found_again() {
     let database = Postgres::start().database();
     let network = Proxy::before(&database.server.address());
     let url = database.url().replace(&database.server.address(), &network.address());
-    let mut options = Options::default().env("SUBSIDY_POS__LEDGER__URL", &url);
-    options.database = None;
+    let options = Options::default().env("SUBSIDY_POS__LEDGER__URL", &url);
     let service = Service::start_with(options);
     let till = service.retailer();
     let claim = till.claimed(&service.sale());
@@ -360,8 +365,7 @@ fn restarts_in_immediate_mode_lose_nothing_that_was_answered() {
 /// How a service ends that cannot start on `url`.
 #[track_caller]
 fn refused(url: &str) -> String {
-    let mut options = Options::default().env("SUBSIDY_POS__LEDGER__URL", url);
-    options.database = None;
+    let options = Options::default().env("SUBSIDY_POS__LEDGER__URL", url);
     let exit = match Service::try_start(options) {
         Ok(_) => panic!("it starts"),
         Err(exit) => exit,
@@ -500,6 +504,62 @@ fn verify_makes_nothing_where_there_is_no_journal() {
     assert!(!both.status.success() && !said(&both).contains(crate::support::postgres::PASSWORD));
 }
 
+#[test]
+fn a_service_needs_no_more_rights_than_the_roles_that_are_shipped_have() {
+    let server = Postgres::start();
+    let database = server.database();
+    let made = command(&["journal", "make", "--at", &database.url()]);
+    assert!(made.status.success(), "{}", said(&made));
+    let roles = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/postgresql-roles.sql");
+    database.execute(&std::fs::read_to_string(roles).unwrap());
+    let url = |role: &str| {
+        database.execute(&format!("ALTER ROLE {role} PASSWORD 'of-{role}'"));
+        server.url_as(role, &format!("of-{role}"), &database.name)
+    };
+    let (own, auditor) = (url("subsidy_pos"), url("subsidy_pos_auditor"));
+    let options = Options::default().env("SUBSIDY_POS__LEDGER__URL", &own);
+    let mut service = Service::start_with(options);
+    let till = service.retailer();
+    let claim = till.claimed(&service.sale());
+    till.take_back(&claim).must_be(200);
+    assert_eq!(till.get("/v1/claims").must_be(200)["items"].as_array().unwrap().len(), 1);
+    service.restart();
+    let rebuilt = command(&["book", "rebuild", "--database-url", &own]);
+    assert!(rebuilt.status.success(), "{}", said(&rebuilt));
+    let verified = command(&["verify", "--database-url", &auditor]);
+    assert!(said(&verified).contains("the book's totals are right"), "{}", said(&verified));
+
+    let denied = |url: &str, sql: &str| {
+        let output = psql(url, sql);
+        assert!(!output.status.success(), "{sql}");
+        let said = said(&output);
+        assert!(said.contains("permission denied") || said.contains("must be owner"), "{sql}: {said}");
+    };
+    for sql in [
+        "UPDATE journal SET entry = '' WHERE position = 1",
+        "DELETE FROM journal",
+        "TRUNCATE journal",
+        "DROP TABLE journal",
+        "UPDATE subsidy_pos_schema SET version = 2",
+        "CREATE TABLE other (id integer)",
+    ] {
+        denied(&own, sql);
+        denied(&auditor, sql);
+    }
+    denied(&auditor, "INSERT INTO journal VALUES (1000, '', '')");
+    denied(&auditor, "DELETE FROM book.claims");
+}
+
+#[test]
+fn a_role_that_may_not_make_tables_is_told_so() {
+    let server = Postgres::start();
+    let database = server.database();
+    database.execute("CREATE ROLE guest LOGIN PASSWORD 'a-secret'");
+    let output = refused(&server.url_as("guest", "a-secret", &database.name));
+    assert!(output.contains("the journal's tables cannot be made"), "{output}");
+    assert!(output.contains("permission denied") && output.contains("journal make"), "{output}");
+}
+
 // --- TLS ---
 
 /// A server with a certificate for `localhost`, the file of the certificate that signed it, and that of
@@ -536,8 +596,7 @@ fn connections_are_secret_where_the_url_asks_for_it_and_only_to_a_server_that_is
     let (server, [root, other]) = server_with_tls(directory.path());
     let by_address = server.database().url();
     let by_name = |url: &str| url.replace("127.0.0.1", "localhost");
-    let mut options = Options::default();
-    options.database = None;
+    let options = Options::default();
     for mode in ["require", "verify-full"] {
         let database = server.database();
         let url = format!("{}?sslmode={mode}&sslrootcert={root}", by_name(&database.url()));

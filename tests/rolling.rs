@@ -2,7 +2,7 @@
 //! processes that differ from their journal and say so.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::Duration;
@@ -210,39 +210,58 @@ fn a_process_whose_clock_differs_from_postgresqls_is_unready_until_it_agrees() {
     service.retailer().claimed(&service.sale());
 }
 
-#[test]
-fn a_process_whose_programmes_are_no_longer_those_activated_is_unready_and_judges_by_the_journals() {
-    let place = Place::new();
-    let old = place.start();
-    let programmes = place.directory.path().join("programmes");
-    std::fs::create_dir(&programmes).unwrap();
+/// The shipped programme files, in a directory of their own.
+fn programmes(place: &Place, name: &str) -> PathBuf {
+    let directory = place.directory.path().join(name);
+    std::fs::create_dir(&directory).unwrap();
     for file in files_below(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/config/programmes"))) {
         if file.parent().unwrap().ends_with("programmes")
             && file.extension().is_some_and(|kind| kind == "toml")
         {
-            let text = std::fs::read_to_string(&file).unwrap();
-            let text = if file.ends_with("zj-ai-25.toml") {
-                let text = text.replacen("version = 1", "version = 2", 1);
-                format!(
-                    "{text}\n[[category]]\nid = \"smart_ring\"\nzh = \"智能戒指\"\nen = \"smart ring\"\n\
-                     clause = \"measure 25, whose list is open\"\nbasis = \"choice\"\n"
-                )
-            } else {
-                text
-            };
-            std::fs::write(programmes.join(file.file_name().unwrap()), text).unwrap();
+            std::fs::copy(&file, directory.join(file.file_name().unwrap())).unwrap();
         }
     }
-    let new = Service::start_with(
-        place.options().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap()),
-    );
-    until_unready(&old, "programme files");
+    directory
+}
+
+/// Adds a category to measure 25.
+fn add_smart_rings(directory: &Path) {
+    let file = directory.join("zj-ai-25.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let text = text.replacen("\nversion = 1\n", "\nversion = 2\n", 1);
+    let category = "\n[[category]]\nid = \"smart_ring\"\nzh = \"智能戒指\"\nen = \"smart ring\"\n\
+                    clause = \"measure 25, whose list is open\"\nbasis = \"choice\"\n";
+    std::fs::write(&file, text + category).unwrap();
+}
+
+#[test]
+fn a_process_whose_programmes_are_not_those_activated_is_unready_until_its_files_are() {
+    let place = Place::new();
+    let start = |directory: &Path| {
+        Service::start_with(place.options().env("SUBSIDY_POS__PROGRAMMES__DIR", directory.to_str().unwrap()))
+    };
+    let directories = ["late", "early", "new"].map(|name| programmes(&place, name));
+    let [late, early] = [0, 1].map(|index| start(&directories[index]));
+    let subject = late.retailer().subject;
+    let ring = |service: &Service| {
+        let sale = service.sale().category("smart_ring").price("1999.00");
+        service.caller("retailer", &subject, &[]).claim(&sale)
+    };
+    // Files that lie ready are of no account before they are activated.
+    add_smart_rings(&directories[1]);
+    ring(&early).must_refuse("category-not-eligible");
+    until_ready(&early);
+    add_smart_rings(&directories[2]);
+    let new = start(&directories[2]);
+    ring(&new).must_be(201);
+    let told = until_unready(&late, "programme files");
+    assert!(told.ends_with(": zj-ai-25"), "it says which: {told}");
+    ring(&late).must_be(201);
     until_ready(&new);
-    let subject = new.retailer().subject;
-    for service in [&old, &new] {
-        let till = service.caller("retailer", &subject, &[]);
-        till.claimed(&service.sale().category("smart_ring").price("1999.00"));
-    }
+    until_ready(&early);
+    ring(&early).must_be(201);
+    add_smart_rings(&directories[0]);
+    until_ready(&late);
 }
 
 #[test]
@@ -436,5 +455,7 @@ fn a_journal_that_lost_its_end_or_is_another_stops_whoever_knew_more() {
     service.start_again();
     until_ready(&service);
     till.claimed(&service.sale());
-    service.must_verify();
+    eventually("the book is that of this history too", Duration::from_secs(10), || {
+        service.verify(&[]).status.success().then_some(())
+    });
 }

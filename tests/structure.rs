@@ -243,6 +243,29 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 ];
 
 #[test]
+fn compose_names_settings_that_there_are() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
+    let (compose, settings) = (read("compose.yaml"), read("config/default.toml"));
+    let mut found = 0;
+    for name in compose.lines().filter_map(|line| line.trim().strip_prefix("SUBSIDY_POS__")) {
+        let (name, _) = name.split_once(':').unwrap();
+        let (section, key) = name.split_once("__").unwrap();
+        let (_, rest) = settings.split_once(&format!("\n[{}]\n", section.to_lowercase())).unwrap();
+        let keys = rest.split("\n[").next().unwrap();
+        assert!(keys.contains(&format!("\n{} = ", key.to_lowercase())), "{name}");
+        found += 1;
+    }
+    assert!(found > 2, "{compose}");
+    let balancer = read("packaging/haproxy.cfg");
+    for process in compose.lines().filter_map(|line| line.trim().strip_suffix(": *process")) {
+        assert!(balancer.contains(&format!("server {process} {process}:8080")), "{process}");
+        found += 1;
+    }
+    assert!(found > 5, "{compose}");
+}
+
+#[test]
 fn every_room_knows_only_the_rooms_it_may() {
     for (file, code) in sources() {
         let own = room(&file);

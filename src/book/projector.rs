@@ -31,8 +31,14 @@ pub trait Tables: Send {
     /// all or nothing, if the head is still `expected`.
     fn apply(&mut self, expected: Head, next: Head, entries: &[Arc<Stored>]) -> Result<(), TablesError>;
 
-    /// Empties the book, whatever state it is in. Queries wait or fail meanwhile.
+    /// Empties the book, whatever state it is in. Queries wait or fail meanwhile, and no other process may
+    /// have it open, unless it is made for several.
     fn reset(&mut self) -> Result<(), TablesError>;
+
+    /// Empties a sound book, which other processes may have open.
+    fn clear(&mut self) -> Result<(), TablesError> {
+        self.reset()
+    }
 }
 
 /// Why the book's tables did not do what they were asked.
@@ -298,6 +304,19 @@ enum Stuck {
     Unreadable(#[from] Unreadable),
 }
 
+impl Stuck {
+    /// How long to wait at most before it is tried again: a database that is away may be back at any moment,
+    /// what is damaged stays so.
+    fn pause_max(&self) -> Duration {
+        match self {
+            Self::Tables(TablesError::Unavailable(_)) | Self::Journal(JournalError::Unknown(_)) => {
+                limits::BOOK_RETRY_AWAY
+            }
+            _ => limits::BOOK_RETRY_MAX,
+        }
+    }
+}
+
 impl Work {
     fn run(&mut self) {
         let mut failures = 0_u32;
@@ -314,11 +333,14 @@ impl Work {
                     }
                 }
                 Err(cause) => {
-                    error!(%cause, position = self.feed.position(), "the book does not follow the journal");
+                    // The first time, and then more and more seldom.
+                    if failures == 0 || failures.is_power_of_two() {
+                        error!(%cause, position = self.feed.position(), "the book does not follow the journal");
+                    }
                     self.head = None;
                     let pause = limits::BOOK_PACE.saturating_mul(1 << failures.min(16));
-                    failures += 1;
-                    if !self.feed.back_off(pause.min(limits::BOOK_RETRY_MAX)) {
+                    failures = failures.saturating_add(1);
+                    if !self.feed.back_off(pause.min(cause.pause_max())) {
                         return;
                     }
                 }

@@ -202,6 +202,15 @@ impl Tables for SqliteTables {
         self.ready()?;
         Ok(())
     }
+
+    fn clear(&mut self) -> Result<(), TablesError> {
+        self.names = None;
+        let transaction = self.ready()?.0.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for table in ["head", "names", "days", "claims", "totals"] {
+            transaction.execute(&format!("DELETE FROM {table}"), [])?;
+        }
+        Ok(transaction.commit()?)
+    }
 }
 
 fn head_of(connection: &Connection) -> Result<Head, TablesError> {

@@ -680,6 +680,31 @@ fn a_book_of_the_same_journal_goes_on_where_it_was(place: &dyn Place) {
     projector.stop();
 }
 
+fn a_book_that_another_process_has_emptied_is_made_again(place: &dyn Place) {
+    let runtime = runtime();
+    let mut story = Story::new(30);
+    story.go_on(300);
+    let feed = Feed::new();
+    let (tables, book) = place.open(feed.clone());
+    let shelf = Arc::new(Shelf(Mutex::new(story.rows())));
+    let projector = Projector::start(tables, shelf.clone(), feed, runtime.handle().clone()).unwrap();
+    assert!(runtime.block_on(book.wait_for(story.head().position, soon())));
+    let (mut other, _) = place.open(Feed::new());
+    for _ in 0..3 {
+        other.clear().unwrap();
+        story.go_on(20);
+        *shelf.0.lock().unwrap() = story.rows();
+        let end = soon();
+        while runtime.block_on(book.cube()) != Ok((story.head().position, refolded(&story.entries))) {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let query = ClaimsQuery::all(Scope::Retailer(retailer(1)), 50);
+        assert_eq!(pages(&runtime, book.as_ref(), &query), story.listed(&query));
+    }
+    projector.stop();
+}
+
 fn totals_with_too_many_rows_are_refused(place: &dyn Place) {
     let runtime = runtime();
     let (mut tables, book) = place.open(Feed::new());
@@ -755,6 +780,7 @@ mod on_sqlite {
         the_projector_follows_what_is_offered_and_what_is_not,
         a_book_of_another_journal_is_rebuilt,
         a_book_of_the_same_journal_goes_on_where_it_was,
+        a_book_that_another_process_has_emptied_is_made_again,
         totals_with_too_many_rows_are_refused,
     );
 
@@ -878,6 +904,7 @@ mod on_postgres {
         the_projector_follows_what_is_offered_and_what_is_not,
         a_book_of_another_journal_is_rebuilt,
         a_book_of_the_same_journal_goes_on_where_it_was,
+        a_book_that_another_process_has_emptied_is_made_again,
         totals_with_too_many_rows_are_refused,
     );
 

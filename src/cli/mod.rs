@@ -18,6 +18,7 @@ use subsidy_pos::secrets::{DevKeys, SigningKey};
 use subsidy_pos::time::Timestamp;
 use subsidy_pos::{programme, programme_files, rules};
 
+mod journal;
 mod serve;
 mod store;
 mod verify;
@@ -44,6 +45,12 @@ enum Command {
     Token(Token),
     /// Check every hash, fold the journal again and compare funds, totals and signed head
     Verify(Verify),
+    /// Move journals
+    #[command(subcommand)]
+    Journal(Journal),
+    /// Mend the book
+    #[command(subcommand)]
+    Book(Book),
     /// Say what a sale would get by the rules alone
     Quote(Quote),
 }
@@ -110,6 +117,37 @@ struct Token {
     /// How long it is valid
     #[arg(long, default_value = "1h", value_parser = auth::parse_ttl)]
     ttl: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+enum Journal {
+    /// Copy a journal byte for byte to a place that has none, also from beside a live service
+    Copy(Copy),
+    /// Make the tables of an empty journal, for a service that may not
+    Make(Make),
+}
+
+#[derive(Debug, Args)]
+struct Make {
+    /// A data directory, or postgres://… as a role that may make tables
+    #[arg(long, value_name = "DIR|URL")]
+    at: String,
+}
+
+#[derive(Debug, Args)]
+struct Copy {
+    /// A data directory, or postgres://…
+    #[arg(long, value_name = "DIR|URL")]
+    from: String,
+    /// An empty or new data directory, or postgres://… of an empty database
+    #[arg(long, value_name = "DIR|URL")]
+    to: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Book {
+    /// Empty the book and make it from the journal again, also beside a live service
+    Rebuild(Place),
 }
 
 /// A journal and its book.
@@ -179,6 +217,9 @@ impl Arguments {
             Command::Activate(settings) => serve::activate(&settings),
             Command::Token(arguments) => token(arguments),
             Command::Verify(arguments) => verify::verify(&arguments),
+            Command::Journal(Journal::Copy(arguments)) => journal::copy(&arguments),
+            Command::Journal(Journal::Make(arguments)) => journal::make(&arguments.at),
+            Command::Book(Book::Rebuild(place)) => journal::rebuild(&place),
             Command::Quote(arguments) => quote(&arguments),
         }
     }

@@ -68,7 +68,11 @@ pub fn activate(settings: &Settings) -> Result<(), Failed> {
         let herald = Herald::new(&Feed::new(), &metrics);
         let (ledger, writer) = open_ledger(&Store::of(&config)?, Clock::default(), herald).await?;
         let activated = ledger.submit(Command::Activate(as_entry(files))).await.map_err(why);
-        beside(move |_| Ok(writer.stop())).await?;
+        beside(move |_| {
+            writer.stop();
+            Ok(())
+        })
+        .await?;
         activated.map(|_| println!("the programmes are activated"))
     })
 }
@@ -95,7 +99,8 @@ fn why(failure: Failure) -> Failed {
     }
 }
 
-fn as_entry(files: Vec<(String, String)>) -> Vec<ProgrammeFile> {
+/// Files as the journal keeps them.
+pub fn as_entry(files: Vec<(String, String)>) -> Vec<ProgrammeFile> {
     files.into_iter().map(|(name, text)| ProgrammeFile { name, text }).collect()
 }
 
@@ -130,7 +135,7 @@ impl Observer for Herald {
 async fn open_ledger(store: &Store, clock: Clock, herald: Box<Herald>) -> Result<(Ledger, Writer), Failed> {
     let store = store.clone();
     beside(move |runtime| {
-        let (journal, reader) = store.journal(runtime)?;
+        let (journal, reader) = (store.new_journal()?, store.reader(runtime)?);
         let journal_id = Key::new(rand::random());
         Ledger::open(journal, reader, clock, journal_id, herald).map_err(failed)
     })
@@ -200,7 +205,7 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     let watch = Watch {
         ledger: ledger.clone(),
         hash_keys: Arc::clone(&app.hash_keys),
-        files: as_entry(programme_files(config)?),
+        config: config.clone(),
         standing: Arc::clone(&standing),
     };
     let watch = actix_web::rt::spawn(watch.keep());

@@ -17,6 +17,9 @@ use super::{Failed, failed};
 /// Reads at most so many rows after a position.
 pub type Read = Box<dyn FnMut(u64, usize) -> Result<Vec<Row>, JournalError>>;
 
+/// The projector's and the readers' side of a book.
+pub type BookSides = (Box<dyn Tables>, Arc<dyn Book>);
+
 /// A place for a journal and a book.
 #[derive(Clone)]
 pub enum Store {
@@ -42,6 +45,35 @@ impl Store {
             (Some(data), None) => Ok(Self::Files(data.clone())),
             (None, None) => Err(failed("neither --data nor --database-url is given")),
         }
+    }
+
+    /// The one at `place`, a directory or a URL.
+    pub fn at(place: &str) -> Result<Self, Failed> {
+        match place.starts_with("postgres://") || place.starts_with("postgresql://") {
+            true => Ok(Self::Postgres(Place::parse(place).map_err(failed)?)),
+            false => Ok(Self::Files(place.into())),
+        }
+    }
+
+    /// The writer's side of the journal, which is made where there is none. This and all that follows
+    /// waits, and must be called beside the runtime: see [`beside`].
+    pub fn new_journal(&self) -> Result<Box<dyn Journal>, Failed> {
+        Ok(match self {
+            Self::Files(directory) => {
+                std::fs::create_dir_all(directory)
+                    .map_err(|error| failed(format!("{}: {error}", directory.display())))?;
+                Box::new(SqliteJournal::open(directory).map_err(failed)?)
+            }
+            Self::Postgres(place) => Box::new(PostgresJournal::open(place).map_err(failed)?),
+        })
+    }
+
+    /// The readers' side of the journal, which must be there.
+    pub fn reader(&self, runtime: Handle) -> Result<Arc<dyn Reader>, Failed> {
+        Ok(match self {
+            Self::Files(directory) => Arc::new(SqliteReader::new(directory).map_err(failed)?),
+            Self::Postgres(place) => Arc::new(PostgresReader::new(place, runtime)),
+        })
     }
 
     /// What reads the journal, at most so many rows after a position, beside a live service or without one.
@@ -74,23 +106,8 @@ impl Store {
         }
     }
 
-    /// The writer's and the readers' side of the journal, which is made where there is none. Waits, and must
-    /// therefore be called beside the runtime that `runtime` is of.
-    pub fn journal(&self, runtime: Handle) -> Result<(Box<dyn Journal>, Arc<dyn Reader>), Failed> {
-        Ok(match self {
-            Self::Files(directory) => {
-                let journal = SqliteJournal::open(directory).map_err(failed)?;
-                (Box::new(journal), Arc::new(SqliteReader::new(directory).map_err(failed)?))
-            }
-            Self::Postgres(place) => {
-                let journal = PostgresJournal::open(place).map_err(failed)?;
-                (Box::new(journal), Arc::new(PostgresReader::new(place, runtime)))
-            }
-        })
-    }
-
-    /// The projector's and the readers' side of the book; as [`Store::journal`].
-    pub fn book(&self, feed: Feed, runtime: Handle) -> Result<(Box<dyn Tables>, Arc<dyn Book>), Failed> {
+    /// Both sides of the book, which is made where there is none.
+    pub fn book(&self, feed: Feed, runtime: Handle) -> Result<BookSides, Failed> {
         Ok(match self {
             Self::Files(directory) => {
                 let (tables, book) =

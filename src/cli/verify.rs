@@ -18,11 +18,10 @@ pub fn verify(arguments: &Verify) -> Result<(), Failed> {
         _ => None,
     };
     let store = Store::named(&arguments.place)?;
-    let mut read = store.existing_journal()?;
+    let read = store.existing_journal()?;
     // The book first: whatever it says, the journal said before.
     let book = store.cube()?;
-    let verified =
-        verify::verify(|after, limit| read(after, limit), book, signed.as_ref()).map_err(failed)?;
+    let verified = verify::verify(read, book, signed.as_ref()).map_err(failed)?;
     println!(
         "the journal verifies: {} entries, {} claims, {} funds",
         verified.head.position, verified.claims, verified.funds

@@ -3,14 +3,16 @@
 //! again; entries of a kind it does not know, or a journal other than the one it knows, the ledger notices
 //! by itself as soon as it looks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use subsidy_pos::clock::Clock;
+use subsidy_pos::config::Config;
 use subsidy_pos::http::operations::Standing;
-use subsidy_pos::ledger::entry::ProgrammeFile;
 use subsidy_pos::ledger::{Command, Ledger, Published};
 use subsidy_pos::limits;
+use subsidy_pos::programme::{Programme, ProgrammeSet};
 use subsidy_pos::secrets::HashKeys;
 use subsidy_pos::time::Timestamp;
 
@@ -20,8 +22,8 @@ pub struct Watch {
     pub ledger: Ledger,
     /// The hash keys.
     pub hash_keys: Arc<HashKeys>,
-    /// The programme files.
-    pub files: Vec<ProgrammeFile>,
+    /// The settings, which say where the programme files are.
+    pub config: Config,
     /// Where differences are told.
     pub standing: Arc<Standing>,
 }
@@ -31,23 +33,27 @@ impl Watch {
     pub async fn keep(self) {
         let began = Instant::now();
         let mut time = TimeWatch::default();
-        // What the files were last held against.
-        let mut activated = (0, false);
+        // The activation that the files were last held against, and what was wrong with them.
+        let mut activated = (0, None);
         loop {
             // What others have appended is known after this, and a journal that answers again is noticed
             // without anybody's request. What keeps the ledger from answering is told by the ledger.
             let _ = self.ledger.submit(Command::Look).await;
             // While PostgreSQL does not answer, the process has nothing but its own clocks.
             let theirs: Option<Timestamp> = self.ledger.journal().now().await.ok().flatten();
+            if let Ok(is_single) = self.ledger.journal().is_single_copy().await {
+                self.standing.set_single_copy(is_single);
+            }
             let (elapsed, wall) = (began.elapsed(), Clock::default().now());
             let published = self.ledger.published();
-            if activated.0 != published.activated_at {
-                activated = (published.activated_at, published.is_other_than(&self.files));
+            // Files that were put there before the activation, or are now, are read then.
+            if activated.0 != published.activated_at || activated.1.is_some() {
+                activated = (published.activated_at, other_files(&published, &self.config));
             }
             let differs = time
                 .look(elapsed, wall, theirs)
                 .or_else(|| missing_key(&published, &self.hash_keys))
-                .or_else(|| activated.1.then(|| OTHER_FILES.to_owned()));
+                .or_else(|| activated.1.clone());
             drop(published);
             self.standing.set_unready(differs);
             tokio::time::sleep(limits::WATCH_PACE).await;
@@ -55,7 +61,25 @@ impl Watch {
     }
 }
 
-const OTHER_FILES: &str = "the programme files differ from those activated in the journal";
+/// Which of the programme files are not what is activated, if any.
+fn other_files(published: &Published, config: &Config) -> Option<String> {
+    let files = super::programme_files(config);
+    let ours = match files.and_then(|files| ProgrammeSet::parse(&files).map_err(super::failed)) {
+        Ok(ours) => ours,
+        Err(fault) => {
+            tracing::error!(%fault, "the programme files cannot be used");
+            return Some("the programme files cannot be used; the log says why".to_owned());
+        }
+    };
+    let theirs = &published.programmes;
+    let known = |set: &ProgrammeSet, one: &Programme| set.iter().any(|other| **other == *one);
+    let missing = theirs.iter().filter(|theirs| !known(&ours, theirs));
+    let new = ours.iter().filter(|ours| !known(theirs, ours));
+    let ids: BTreeSet<String> = missing.chain(new).map(|programme| programme.id.to_string()).collect();
+    let list = ids.into_iter().collect::<Vec<_>>().join(", ");
+    (!list.is_empty())
+        .then(|| format!("the programme files differ from those activated in the journal: {list}"))
+}
 
 /// Which hash key this process lacks to recognise everyone in the journal.
 pub fn missing_key(published: &Published, hash_keys: &HashKeys) -> Option<String> {

@@ -18,7 +18,8 @@ use crate::ledger::{Command, Outcome};
 pub struct Standing {
     stopping: AtomicBool,
     unready: ArcSwapOption<String>,
-    single_copy: bool,
+    single_copy: AtomicBool,
+    is_dev: bool,
     audit: ArcSwapOption<Audited>,
 }
 
@@ -37,7 +38,8 @@ impl Standing {
         Self {
             stopping: AtomicBool::new(false),
             unready: ArcSwapOption::from_pointee("the process is starting".to_owned()),
-            single_copy: !dev,
+            single_copy: AtomicBool::new(false),
+            is_dev: dev,
             audit: ArcSwapOption::const_empty(),
         }
     }
@@ -64,6 +66,11 @@ impl Standing {
             }
             self.unready.store(reason.map(Arc::new));
         }
+    }
+
+    /// Whether there is a single copy of the journal.
+    pub fn set_single_copy(&self, is_single: bool) {
+        self.single_copy.store(is_single && !self.is_dev, Ordering::Relaxed);
     }
 
     /// It is being stopped: whoever distributes requests should send no more.
@@ -132,7 +139,7 @@ struct StateDigest {
     digest: String,
 }
 
-/// What a journal in a file of one machine comes to.
+/// What a journal in a file, or in a PostgreSQL without a synchronous standby, comes to.
 const SINGLE_COPY: &str = "there is a single copy of the journal";
 
 fn readiness(app: &App) -> (StatusCode, Readiness) {
@@ -153,7 +160,7 @@ fn readiness(app: &App) -> (StatusCode, Readiness) {
         book: Place { position: app.book.position() },
         shield: ShieldState { used: app.shield.name(), degraded: app.shield.is_degraded() },
         audit: app.standing.audit.load_full().unwrap_or_default(),
-        notes: if app.standing.single_copy { vec![SINGLE_COPY] } else { Vec::new() },
+        notes: if app.standing.single_copy.load(Ordering::Relaxed) { vec![SINGLE_COPY] } else { Vec::new() },
     };
     (code, readiness)
 }

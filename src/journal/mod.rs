@@ -95,6 +95,11 @@ pub trait Reader: Send + Sync {
         std::future::ready(Ok(None)).boxed()
     }
 
+    /// Whether what is appended is on one machine only when it is confirmed.
+    fn is_single_copy(&self) -> BoxFuture<'_, Result<bool, JournalError>> {
+        std::future::ready(Ok(true)).boxed()
+    }
+
     /// At most `limit` rows after position `after`, in order.
     fn after(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Row>, JournalError>>;
 }

@@ -65,6 +65,9 @@ const AT: &str = "
     SELECT position, hash, entry FROM journal
     JOIN unnest($1::bigint[]) WITH ORDINALITY AS asked (position, number) USING (position) ORDER BY number";
 const NOW: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+/// Whether no standby confirms what is committed.
+const SINGLE_COPY: &str = "
+    SELECT current_setting('synchronous_standby_names') = '' OR current_setting('synchronous_commit') = 'local'";
 const HEAD: &str = "SELECT position, hash FROM journal ORDER BY position DESC LIMIT 1";
 /// Waits until everything that can be read is as durable as what is confirmed: with a synchronous standby,
 /// what a crash left here alone has reached it too.
@@ -130,6 +133,10 @@ impl Session {
 
     async fn now(&self) -> Result<Timestamp, JournalError> {
         within(async { self.client.query_one(NOW, &[]).await?.try_get(0).map(Timestamp::from_ms) }).await
+    }
+
+    async fn is_single_copy(&self) -> Result<bool, JournalError> {
+        within(async { self.client.query_one(SINGLE_COPY, &[]).await?.try_get(0) }).await
     }
 
     async fn after(&self, after: u64, limit: usize) -> Result<Vec<Row>, JournalError> {
@@ -220,7 +227,11 @@ async fn migrate(place: &Place) -> Result<(), JournalError> {
         transaction.commit().await
     })
     .await
-    .map_err(|error| JournalError::Unusable(format!("the journal's tables cannot be made: {error}")))?;
+    .map_err(|error| {
+        JournalError::Unusable(format!(
+            "the journal's tables cannot be made ({error}); `subsidy-pos journal make` makes them as a role that may"
+        ))
+    })?;
     check_version(&client).await
 }
 
@@ -476,6 +487,10 @@ impl Reader for PostgresReader {
 
     fn now(&self) -> BoxFuture<'_, Result<Option<Timestamp>, JournalError>> {
         async move { self.with(async |session| session.now().await.map(Some)).await }.boxed()
+    }
+
+    fn is_single_copy(&self) -> BoxFuture<'_, Result<bool, JournalError>> {
+        async move { self.with(async |session| session.is_single_copy().await).await }.boxed()
     }
 
     fn after(&self, after: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Row>, JournalError>> {

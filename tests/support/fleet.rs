@@ -382,10 +382,10 @@ impl Till<'_> {
         }
         if let Some(claim) = sent.settled.as_ref().map(Answer::json) {
             let path = format!("/v1/claims/{}", id_of(&claim));
-            if let Some(read) = self.answer(there.try_send("GET", &path, &[], None)) {
-                if read.status != 503 {
-                    assert_eq!(read.must_be(200), claim, "what one process made another knows");
-                }
+            if let Some(read) = self.answer(there.try_send("GET", &path, &[], None))
+                && read.status != 503
+            {
+                assert_eq!(read.must_be(200), claim, "what one process made another knows");
             }
             let (body, path, status) = if self.random.chance(50) {
                 let body = json!({"reason": "unwanted", "returned_at": claim["sold_at"]});

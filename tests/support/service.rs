@@ -116,6 +116,8 @@ pub struct Exit {
 pub struct Service {
     options: Options,
     data: PathBuf,
+    /// The database's URL, or else the data directory.
+    ledger: String,
     /// Deletes the data with the service.
     _directory: Option<TempDir>,
     address: Address,
@@ -153,9 +155,12 @@ impl Service {
             (None, None) => unreachable!("one of them is there"),
         };
         let offset_ms = options.clock.map_or(0, |clock| clock.ms() - machine_ms());
+        let in_files = || data.to_str().expect("a path in UTF-8").to_owned();
+        let ledger = options.database.as_ref().map_or_else(in_files, Database::url);
         let mut service = Self {
             options,
             data,
+            ledger,
             _directory: directory,
             address: Arc::new(RwLock::new(String::new())),
             operations: Arc::new(RwLock::new(String::new())),
@@ -413,12 +418,19 @@ impl Service {
         answer.text()
     }
 
+    /// The journal, as an argument that may be a directory or a URL.
+    pub fn ledger(&self) -> &str {
+        &self.ledger
+    }
+
+    /// The arguments that name the journal to a command.
+    pub fn place(&self) -> [&str; 2] {
+        [if self.options.database.is_some() { "--database-url" } else { "--data" }, &self.ledger]
+    }
+
     /// What `verify` says about the data; it may run beside the service.
     pub fn verify(&self, more: &[&str]) -> Output {
-        match &self.options.database {
-            Some(database) => command(&[&["verify", "--database-url", &database.url()][..], more].concat()),
-            None => verify(&self.data, more),
-        }
+        command(&[&["verify"], &self.place()[..], more].concat())
     }
 
     /// Fails unless `verify` is content.

@@ -1,5 +1,6 @@
 //! Where a PostgreSQL database is, and connections to it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
@@ -17,7 +18,7 @@ use crate::limits;
 /// A database and how it is reached. Prints no password.
 #[derive(Clone)]
 pub struct Place {
-    config: Config,
+    config: Arc<Config>,
     /// What makes connections secret, where the URL asks for it.
     tls: Option<MakeRustlsConnect>,
 }
@@ -70,14 +71,14 @@ impl Place {
         config.keepalives_idle(limits::POSTGRES_KEEPALIVE);
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         config.application_name("subsidy-pos");
-        Ok(Self { config, tls })
+        Ok(Self { config: Arc::new(config), tls })
     }
 
     /// The same, where a server that cannot be written to, such as a standby, will do.
     pub fn for_reading(&self) -> Self {
-        let mut config = self.config.clone();
+        let mut config = Config::clone(&self.config);
         config.target_session_attrs(TargetSessionAttrs::Any);
-        Self { config, tls: self.tls.clone() }
+        Self { config: Arc::new(config), tls: self.tls.clone() }
     }
 
     /// A connection that gives up a statement after `statement` and waiting for a lock after `lock`. It is
@@ -115,11 +116,24 @@ impl Place {
             Some(&SqlState::INVALID_CATALOG_NAME) => {
                 format!("create the database {database}, or correct its name in ledger.url")
             }
+            Some(
+                &SqlState::CANNOT_CONNECT_NOW
+                | &SqlState::ADMIN_SHUTDOWN
+                | &SqlState::CRASH_SHUTDOWN
+                | &SqlState::TOO_MANY_CONNECTIONS,
+            ) => {
+                return JournalError::Unknown(format!("PostgreSQL lets nobody in ({})", words(error)));
+            }
             Some(_) => "see what PostgreSQL has logged".to_owned(),
             None if words(error).contains("TLS") => "the server needs a certificate for its host, signed by \
                 one of sslrootcert in ledger.url or of those the system trusts"
                 .to_owned(),
-            None => "start it, or correct host and port in ledger.url".to_owned(),
+            None => {
+                return JournalError::Unknown(format!(
+                    "PostgreSQL cannot be reached ({}): start it, or correct host and port in ledger.url",
+                    words(error)
+                ));
+            }
         };
         JournalError::Unusable(format!("PostgreSQL cannot be reached ({}): {what_to_do}", words(error)))
     }
@@ -156,7 +170,7 @@ fn tls(root_file: Option<&str>) -> Result<MakeRustlsConnect, String> {
     if roots.is_empty() {
         return Err("there is no certificate to believe servers by; name a file in sslrootcert".to_owned());
     }
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
