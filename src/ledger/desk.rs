@@ -8,12 +8,11 @@
 //! until it is known whether the entries are in.
 
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, bounded};
 use tokio::sync::oneshot;
 
 use super::apply::{self, Answer, Decision};
@@ -77,7 +76,9 @@ impl Batch {
     fn fill(&mut self, first: Option<Work>, queue: &Receiver<Work>) -> bool {
         let mut stop = false;
         let mut next = first;
-        while let Some(work) = next.take().or_else(|| queue.try_recv().ok()) {
+        while self.commands.len() < limits::WRITER_BATCH_COMMANDS_MAX
+            && let Some(work) = next.take().or_else(|| queue.try_recv().ok())
+        {
             match work {
                 Work::One(command, reply) => {
                     self.commands.push(command);
@@ -88,9 +89,6 @@ impl Batch {
                     self.commands.append(&mut commands);
                 }
                 Work::Stop => stop = true,
-            }
-            if self.commands.len() >= limits::WRITER_BATCH_COMMANDS_MAX {
-                break;
             }
         }
         stop
@@ -110,6 +108,12 @@ impl Batch {
                     | Event::HashKeyIntroduced { .. }
             )
         })
+    }
+
+    /// Whether others are decided while it is written: where hardly anyone is there, handing it to another
+    /// thread costs more than it gains.
+    fn is_worth_sending(&self, queue: &Receiver<Work>) -> bool {
+        (self.rows.len() >= limits::WRITER_SENT_ENTRIES_MIN || !queue.is_empty()) && !self.is_published()
     }
 
     /// The head that its first entry follows.
@@ -150,15 +154,15 @@ type Appended = (Vec<Row>, Result<Duration, JournalError>);
 /// Appends on a thread of its own, so that others are decided meanwhile.
 struct Appender {
     /// None only while it is being dropped.
-    jobs: Option<SyncSender<(Head, Vec<Row>)>>,
-    done: mpsc::Receiver<Appended>,
+    jobs: Option<Sender<(Head, Vec<Row>)>>,
+    done: Receiver<Appended>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Appender {
     fn start(journal: Arc<Mutex<Box<dyn Journal>>>) -> Result<Self, OpenError> {
-        let (jobs, taken) = sync_channel::<(Head, Vec<Row>)>(1);
-        let (put, done) = sync_channel(1);
+        let (jobs, taken) = bounded::<(Head, Vec<Row>)>(1);
+        let (put, done) = bounded(1);
         let append = move || {
             for (expected, rows) in taken {
                 let began = Instant::now();
@@ -178,21 +182,24 @@ impl Appender {
         let Some(jobs) = &self.jobs else { return false };
         match jobs.send((expected, std::mem::take(rows))) {
             Ok(()) => true,
-            Err(mpsc::SendError((_, unsent))) => {
+            Err(SendError((_, unsent))) => {
                 *rows = unsent;
                 false
             }
         }
     }
 
-    /// Waits for what was sent.
-    fn wait(&self, rows: &mut Vec<Row>) -> Result<Duration, JournalError> {
-        match self.done.recv() {
+    /// Waits a moment for what was sent: to be woken by each command that comes would cost more.
+    fn wait(&self, rows: &mut Vec<Row>) -> Option<Result<Duration, JournalError>> {
+        match self.done.recv_timeout(limits::WRITER_GLANCE) {
             Ok((back, appended)) => {
                 *rows = back;
-                appended
+                Some(appended)
             }
-            Err(_) => Err(JournalError::Unknown("the thread that appends has ended".into())),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                Some(Err(JournalError::Unknown("the thread that appends has ended".into())))
+            }
         }
     }
 }
@@ -279,13 +286,18 @@ impl Desk {
             let mut batch = Batch::default();
             stop |= self.fill(&mut batch, first, queue);
             let mut prepared = self.prepare(&mut batch);
-            // While there are others who wait, they are decided while this batch is written. What changes
-            // how commands are prepared is written first.
-            while prepared.is_ok() && !queue.is_empty() && !batch.is_published() && self.send(&mut batch) {
+            // While a batch is written, those who come are decided on top of it. What changes how commands
+            // are prepared is written first.
+            while prepared.is_ok() && batch.is_worth_sending(queue) && self.send(&mut batch) {
                 let mut next = Batch::default();
-                stop |= self.fill(&mut next, None, queue);
-                self.decide(&mut next);
-                let written = match self.appender.wait(&mut batch.rows) {
+                let landed = loop {
+                    stop |= self.fill(&mut next, None, queue);
+                    self.decide(&mut next);
+                    if let Some(landed) = self.appender.wait(&mut batch.rows) {
+                        break landed;
+                    }
+                };
+                let written = match landed {
                     Ok(took) => {
                         self.observer.batch(batch.rows.len(), took);
                         self.settle(&mut batch);
@@ -315,8 +327,9 @@ impl Desk {
     }
 
     fn fill(&self, batch: &mut Batch, first: Option<Work>, queue: &Receiver<Work>) -> bool {
+        let before = batch.commands.len();
         let stop = batch.fill(first, queue);
-        self.shared.queued.fetch_sub(batch.commands.len(), Ordering::Relaxed);
+        self.shared.queued.fetch_sub(batch.commands.len() - before, Ordering::Relaxed);
         stop
     }
 
@@ -360,7 +373,7 @@ impl Desk {
         Ok(())
     }
 
-    /// Decides every command of a batch, in order, and folds what they enter.
+    /// Decides the commands of a batch that are not decided yet, in order, and folds what they enter.
     fn decide(&mut self, batch: &mut Batch) {
         let now = self.now();
         for _ in 0..limits::WRITER_BATCH_EXPIRIES_MAX {
@@ -376,7 +389,7 @@ impl Desk {
         }
         let commands = std::mem::take(&mut batch.commands);
         batch.outcomes.reserve(commands.len());
-        for command in &commands {
+        for command in commands.iter().skip(batch.outcomes.len()) {
             // An entry that cannot be folded leaves the state as it was: only its own command fails.
             let outcome = self.decide_one(batch, command, now).unwrap_or_else(|fault| {
                 tracing::error!(%fault, "a command was decided on an entry that does not follow");
