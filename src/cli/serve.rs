@@ -177,7 +177,9 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     prepare_journal(config, &ledger, &hash_keys, dev).await?;
     let (book, projector) = open_book(&store, &ledger, feed).await?;
 
-    let standing = Arc::new(Standing::new(dev));
+    // Outside development, operators are told of a single copy.
+    let single_copy = !dev && beside(move |_| store.is_single_copy()).await?;
+    let standing = Arc::new(Standing::new(single_copy));
     let app = App {
         ledger: ledger.clone(),
         book,

@@ -68,6 +68,14 @@ impl Store {
         })
     }
 
+    /// Whether what is answered is on one machine only.
+    pub fn is_single_copy(&self) -> Result<bool, Failed> {
+        match self {
+            Self::Files(_) => Ok(true),
+            Self::Postgres(place) => PostgresJournal::is_single_copy(place).map_err(failed),
+        }
+    }
+
     /// The readers' side of the journal, which must be there.
     pub fn reader(&self, runtime: Handle) -> Result<Arc<dyn Reader>, Failed> {
         Ok(match self {

@@ -32,12 +32,12 @@ pub struct Audited {
 }
 
 impl Standing {
-    /// A process that has not been looked at yet. Outside development, operators are told of a single copy.
-    pub fn new(dev: bool) -> Self {
+    /// A process that has not been looked at yet; operators are told of a single copy.
+    pub fn new(single_copy: bool) -> Self {
         Self {
             stopping: AtomicBool::new(false),
             unready: ArcSwapOption::from_pointee("the process is starting".to_owned()),
-            single_copy: !dev,
+            single_copy,
             audit: ArcSwapOption::const_empty(),
         }
     }
@@ -132,7 +132,7 @@ struct StateDigest {
     digest: String,
 }
 
-/// What a journal in a file of one machine comes to.
+/// What a journal in a file, or in a PostgreSQL without a synchronous standby, comes to.
 const SINGLE_COPY: &str = "there is a single copy of the journal";
 
 fn readiness(app: &App) -> (StatusCode, Readiness) {

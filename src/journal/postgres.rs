@@ -45,6 +45,8 @@ const UNSAFE: &str = "
     SELECT name || ' = ' || setting FROM pg_settings
     WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
        OR name = 'server_encoding' AND setting <> 'UTF8'";
+const IS_SINGLE_COPY: &str = "
+    SELECT current_setting('synchronous_standby_names') = '' OR current_setting('synchronous_commit') = 'local'";
 /// Appends whatever others do; for whoever has the turn, or has waited for it in vain.
 const APPEND: &str = "
     INSERT INTO journal (position, hash, entry)
@@ -298,6 +300,16 @@ impl PostgresJournal {
             check_version(&client).await
         })?;
         Ok(journal)
+    }
+
+    /// Whether PostgreSQL confirms what no standby has.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn is_single_copy(place: &Place) -> Result<bool, JournalError> {
+        Self::new(place.clone(), true)?.with(async |session| {
+            within(async { session.client.query_one(IS_SINGLE_COPY, &[]).await?.try_get(0) }).await
+        })
     }
 
     fn new(place: Place, only_reads: bool) -> Result<Self, JournalError> {
