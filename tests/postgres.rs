@@ -360,6 +360,95 @@ fn restarts_in_immediate_mode_lose_nothing_that_was_answered() {
     service.must_verify();
 }
 
+#[test]
+fn after_a_failover_to_a_synchronous_standby_everything_that_was_answered_is_there() {
+    let database = Postgres::start().database();
+    let standby = database.server.start_standby();
+    let both = format!("{},{}", standby.address(), database.server.address());
+    let url = database.url().replace(&database.server.address(), &both);
+    let service = Service::start_with(Options::default().env("SUBSIDY_POS__LEDGER__URL", &url));
+    let till = service.retailer();
+    let now = service.now();
+    let stopping = AtomicBool::new(false);
+    let made = std::thread::scope(|scope| {
+        let selling = scope.spawn(|| {
+            let mut made = Vec::new();
+            while !stopping.load(Ordering::Relaxed) {
+                let (key, sale) = (fresh_key(), Sale::at(now));
+                let answer = till.claim_under(&key, &sale);
+                if answer.status != 503 {
+                    answer.must_be(201);
+                    made.push((key, sale, answer));
+                }
+            }
+            made
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        database.server.stop(Stop::Immediate);
+        standby.promote();
+        eventually("the service has found the new primary", Duration::from_secs(20), || {
+            (service.nobody().get("/readyz").status == 200).then_some(())
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        stopping.store(true, Ordering::Relaxed);
+        selling.join().unwrap()
+    });
+    let fold = journal::Fold::of(&service.entries());
+    for (key, sale, answer) in &made {
+        assert!(fold.claims.contains_key(id_of(&answer.json())));
+        assert_eq!(till.claim_under(key, sale).text(), answer.text());
+    }
+    let verified = command(&["verify", "--database-url", &standby.url(&database.name)]);
+    assert!(verified.status.success(), "{}", said(&verified));
+    assert!(fold.claims.len() > 20, "{}", fold.claims.len());
+}
+
+#[test]
+fn operators_are_told_when_no_standby_has_what_is_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let database = Postgres::start().database();
+    let mut service = Service::start_with(Options::on(&data).in_database(&database));
+    assert!(service.stop().success());
+    let config = directory.path().join("config.toml");
+    let text = r#"
+        [auth]
+        jwks_file = "DATA/dev-jwks.json"
+        issuer = "subsidy-pos-dev"
+        [privacy]
+        hash_keys = [{ id = "k1", file = "DATA/dev-hash.key", use = "write" }]
+        [journal]
+        signing_key_file = "DATA/dev-head.pem"
+        [server]
+        operations_listen = "127.0.0.1:0"
+    "#;
+    std::fs::write(&config, text.replace("DATA", data.to_str().unwrap())).unwrap();
+    let notes = || {
+        let options = Options { dev: false, clock: None, config: Some(config.clone()), ..Options::on(&data) };
+        let service = Service::start_with(options.in_database(&database));
+        service.nobody().get("/readyz").must_be(200)["notes"].clone()
+    };
+    assert_eq!(notes(), json!(["there is a single copy of the journal"]));
+    let _standby = database.server.start_standby();
+    assert_eq!(notes(), json!([]));
+}
+
+#[test]
+fn a_standby_can_be_verified_but_not_served_from() {
+    let database = Postgres::start().database();
+    let standby = database.server.start_standby();
+    let service = Service::start_with(Options::default().in_database(&database));
+    service.retailer().claimed(&service.sale());
+    let there = standby.url(&database.name);
+    let verified = eventually("the standby has it", Duration::from_secs(10), || {
+        let said = said(&command(&["verify", "--database-url", &there]));
+        said.contains(", 1 claims").then_some(said)
+    });
+    assert!(verified.contains("the journal verifies"), "{verified}");
+    let output = refused(&there);
+    assert!(output.contains("PostgreSQL cannot be reached"), "{output}");
+}
+
 // --- Bad input at start ---
 
 /// How a service ends that cannot start on `url`.

@@ -263,8 +263,8 @@ enum Turn {
     NotNeeded,
     /// This process's, since then.
     Own(Instant),
-    /// It was waited for in vain; whoever appends first wins.
-    Missed,
+    /// It was waited for in vain then; for a while whoever appends first wins.
+    Missed(Instant),
 }
 
 /// The writer's side. It drives its own connection, so that nothing else can hold it up.
@@ -392,22 +392,27 @@ impl Journal for PostgresJournal {
         if self.contended_until.is_none_or(|until| Instant::now() >= until) {
             self.contended_until = None;
             self.end_turn();
+            self.turn = Turn::NotNeeded;
             return Ok(false);
         }
         match self.turn {
             Turn::Own(since) if since.elapsed() < limits::TURN => return Ok(false),
+            // Whoever has it does not go on: it is not waited for again and again.
+            Turn::Missed(since) if since.elapsed() < limits::CONTENTION => return Ok(true),
             // Whoever waits is served first.
             _ => self.end_turn(),
         }
         let has_it = self.with(async |session| session.lock().await)?;
-        self.turn = if has_it { Turn::Own(Instant::now()) } else { Turn::Missed };
+        self.turn = if has_it { Turn::Own(Instant::now()) } else { Turn::Missed(Instant::now()) };
         Ok(true)
     }
 
     fn end_turn(&mut self) {
-        if matches!(std::mem::replace(&mut self.turn, Turn::NotNeeded), Turn::Own(_))
-            && let Err(error) = self.with(async |session| session.unlock().await)
-        {
+        if !matches!(self.turn, Turn::Own(_)) {
+            return;
+        }
+        self.turn = Turn::NotNeeded;
+        if let Err(error) = self.with(async |session| session.unlock().await) {
             // The lock goes with the connection.
             tracing::warn!(%error, "the turn could not be given up");
         }

@@ -67,6 +67,39 @@ impl Postgres {
         let copied = as_account("cp").arg("-a").arg(template()).arg(&data).status();
         assert!(copied.expect("cp runs").success(), "the template is copied");
         prepare(&data);
+        Self::on(place, settings)
+    }
+
+    /// A server that follows this one, which waits for it with every commit.
+    pub fn start_standby(&self) -> Arc<Self> {
+        let place = Place::new();
+        let copied = as_account(bin().join("pg_basebackup"))
+            .args(["--write-recovery-conf", "--no-sync", "--checkpoint=fast", "--dbname"])
+            .arg(self.url("postgres") + "?application_name=standby")
+            .arg("--pgdata")
+            .arg(place.directory.path().join("data"))
+            .output()
+            .expect("pg_basebackup runs");
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        let standby = Self::on(place, &[]);
+        self.execute("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'standby'");
+        self.execute("postgres", "SELECT pg_reload_conf()");
+        let in_step = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        let began = Instant::now();
+        while self.execute("postgres", in_step) != "1" {
+            assert!(began.elapsed() < PATIENCE, "the standby follows");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        standby
+    }
+
+    /// Makes a standby the server that is written to.
+    pub fn promote(&self) {
+        self.execute("postgres", "ALTER SYSTEM SET synchronous_standby_names = ''");
+        assert_eq!(self.execute("postgres", "SELECT pg_promote()"), "t");
+    }
+
+    fn on(place: Place, settings: &[&str]) -> Arc<Self> {
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
         let mut server = Self { port: free_port(), settings, process: Mutex::new(None), place };
         while !server.is_run() {

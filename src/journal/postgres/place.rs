@@ -97,10 +97,15 @@ impl Place {
             Ok(connected) => connected.map_err(|error| self.unreachable(&error))?,
             Err(_) => return Err(JournalError::Unknown("PostgreSQL did not answer in time".into())),
         };
+        // A client that is gone must not keep a lock for hours: the server too asks whether it is there.
+        let (idle, answer) = (limits::POSTGRES_KEEPALIVE.as_secs(), limits::POSTGRES_TIMEOUT);
         let settings = format!(
-            "SET statement_timeout = {}; SET lock_timeout = {}",
+            "SET statement_timeout = {}; SET lock_timeout = {}; SET tcp_keepalives_idle = {idle};
+             SET tcp_keepalives_interval = {}; SET tcp_keepalives_count = 1; SET tcp_user_timeout = {}",
             statement.as_millis(),
-            lock.as_millis()
+            lock.as_millis(),
+            answer.as_secs(),
+            answer.as_millis()
         );
         within(client.batch_execute(&settings)).await?;
         Ok(client)
