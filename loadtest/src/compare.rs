@@ -187,7 +187,8 @@ impl Field {
     }
 }
 
-fn start_shared(workplace: &Workplace, binary: &Path, databases: &Databases) -> Result<Service> {
+/// Starts the service on PostgreSQL and Redis.
+pub fn start_shared(workplace: &Workplace, binary: &Path, databases: &Databases) -> Result<Service> {
     let url = databases.postgres.database("subsidy_pos")?;
     let settings = [("LEDGER__URL", url.as_str()), ("SHIELD__URL", databases.redis.url.as_str())];
     let mut beside = databases.postgres.processes();
@@ -195,7 +196,8 @@ fn start_shared(workplace: &Workplace, binary: &Path, databases: &Databases) -> 
     Service::start("shared", binary, &workplace.directory("shared")?, workplace, &settings, beside)
 }
 
-fn start_plain(workplace: &Workplace, keys: &Path, databases: &Databases) -> Result<Server> {
+/// Starts what one would write first, on the same PostgreSQL.
+pub fn start_plain(workplace: &Workplace, keys: &Path, databases: &Databases) -> Result<Server> {
     let arguments = [
         ("--keys", keys.display().to_string()),
         ("--database", databases.postgres.database("plain")?),

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -52,8 +52,8 @@ pub enum Verdict {
 /// Where the load goes.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// The service.
-    pub address: SocketAddr,
+    /// The service's processes; connections go to them in turn.
+    pub addresses: Vec<SocketAddr>,
     /// Processes whose time on the processors is measured beside the generator's.
     pub processes: Vec<u32>,
     /// Threads of the generator.
@@ -105,7 +105,8 @@ fn nanos(duration: Duration) -> u64 {
 
 /// What all connections of a run share.
 struct Shared {
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
+    opened: AtomicUsize,
     /// The counted window.
     from: Instant,
     until: Instant,
@@ -115,6 +116,12 @@ struct Shared {
 }
 
 impl Shared {
+    /// A new connection, to the process whose turn it is.
+    async fn connect(&self) -> Result<Connection> {
+        let turn = self.opened.fetch_add(1, Ordering::Relaxed) % self.addresses.len().max(1);
+        Connection::open(*self.addresses.get(turn).context("no address to load")?).await
+    }
+
     fn fail(&self, error: anyhow::Error) {
         self.failed.store(true, Ordering::Relaxed);
         // The first failure is the one to tell; what follows may come from it.
@@ -266,7 +273,8 @@ pub fn closed<S: Script>(
 ) -> Result<Measured<S>> {
     let from = Instant::now() + span.warm_up;
     let shared = Arc::new(Shared {
-        address: target.address,
+        addresses: target.addresses.clone(),
+        opened: AtomicUsize::new(0),
         from,
         until: from + span.window,
         failed: AtomicBool::new(false),
@@ -316,7 +324,7 @@ async fn closed_connection<S: Script>(
     shared: Arc<Shared>,
     tally: Rc<RefCell<Tally>>,
 ) -> Result<S> {
-    let mut connection = Connection::open(shared.address).await?;
+    let mut connection = shared.connect().await?;
     let mut now = Instant::now();
     while now < shared.until && !shared.failed() {
         let began = now;
@@ -433,7 +441,8 @@ pub fn open<S: Script>(
     let seconds = usize::try_from(length.as_secs())? + 1;
     let from = Instant::now() + SETTLING;
     let shared = Arc::new(Shared {
-        address: target.address,
+        addresses: target.addresses.clone(),
+        opened: AtomicUsize::new(0),
         from,
         until: from + length,
         failed: AtomicBool::new(false),
@@ -478,7 +487,7 @@ async fn open_connection<S: Script>(
     tally: Rc<RefCell<Tally>>,
     backlog: Rc<Backlog>,
 ) -> Result<S> {
-    let mut connection = Connection::open(shared.address).await?;
+    let mut connection = shared.connect().await?;
     while let Some(planned) = backlog.take().await {
         if shared.failed() {
             break;

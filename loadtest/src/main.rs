@@ -24,6 +24,7 @@ mod progress;
 mod report;
 mod sale;
 mod script;
+mod shared;
 mod stock;
 mod subject;
 
@@ -85,6 +86,8 @@ enum Command {
         #[arg(long, value_delimiter = ',', default_values_t = [1_000_000, 10_000_000])]
         claims: Vec<u64>,
     },
+    /// One process and three on PostgreSQL and Redis, and without Redis, beside the plain service
+    Shared,
     /// Honest, forgetful and hostile tills together, every answer checked
     Mixed {
         /// How long
@@ -193,6 +196,7 @@ fn measure(workplace: &Workplace, settings: &Settings, command: Option<Command>)
             report::write(out, "fold.json", &serde_json::to_string_pretty(&(machine, results))?)
         }
         Some(Command::Growth { claims }) => growth::run(workplace, generator, out, &claims),
+        Some(Command::Shared) => shared::run(workplace, generator, out),
         Some(Command::Mixed { seconds, duplicates, hostile }) => {
             compare::mixed(workplace, generator, seconds, Shares { duplicates, hostile })
         }

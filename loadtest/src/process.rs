@@ -318,7 +318,12 @@ impl Postgres {
         let mut command = Command::new(self.bin.join("createdb"));
         command.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", name]);
         ensure!(command.status()?.success(), "the database {name} could not be made");
-        Ok(format!("postgres://postgres@127.0.0.1:{}/{name}", self.port))
+        Ok(self.database_url(name))
+    }
+
+    /// The URL of a database that was made.
+    pub fn database_url(&self, name: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{name}", self.port)
     }
 
     /// The processes that serve it now.
@@ -395,6 +400,15 @@ impl Redis {
             .context("Redis is not installed (Debian: apt-get install redis-server)")?;
         wait_for(&mut process, "listening", || TcpStream::connect(address).is_ok())?;
         Ok(Self { process, url: format!("redis://{address}") })
+    }
+
+    /// Makes it say nothing while `work` goes on, with its connections open, as a machine does that hangs.
+    pub fn hung<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let process = pid(self.process.id()).context("a strange process number")?;
+        rustix::process::kill_process(process, Signal::STOP)?;
+        let done = work();
+        rustix::process::kill_process(process, Signal::CONT)?;
+        done
     }
 
     /// Its process.

@@ -71,6 +71,8 @@ impl Round {
 pub struct Service {
     /// Its process.
     pub server: Server,
+    /// Further processes that share its ledger.
+    others: Vec<Server>,
     tokens: Tokens,
     /// Its databases, whose time on the processors counts as the service's.
     beside: Vec<u32>,
@@ -88,7 +90,8 @@ impl Service {
         beside: Vec<u32>,
     ) -> Result<Self> {
         let server = Server::service(name, binary, data, &workplace.logs(), settings)?;
-        let mut service = Self { server, tokens: Tokens::make(data)?, beside, granted_fen: 0 };
+        let mut service =
+            Self { server, others: Vec::new(), tokens: Tokens::make(data)?, beside, granted_fen: 0 };
         // What was paid before is none of this run's concern.
         service.granted_fen = service.redeemed_fen()?;
         Ok(service)
@@ -101,9 +104,20 @@ impl Service {
 
     /// Where load goes.
     fn target(&self, generator: Generator) -> Target {
-        let mut processes = vec![self.server.id()];
-        processes.extend(&self.beside);
-        Target { address: self.server.address, processes, threads: generator.threads }
+        let servers = || std::iter::once(&self.server).chain(&self.others);
+        let processes = servers().map(Server::id).chain(self.beside.iter().copied()).collect();
+        let addresses = servers().map(|server| server.address).collect();
+        Target { addresses, processes, threads: generator.threads }
+    }
+
+    /// From now on the load goes to these processes too.
+    pub fn join(&mut self, others: Vec<Server>) {
+        self.others = others;
+    }
+
+    /// Ends those that joined.
+    pub fn part(&mut self) -> Result<()> {
+        self.others.drain(..).try_for_each(Server::stop)
     }
 
     fn scripts<S>(&self, count: usize, script: impl Fn(&str) -> S) -> Vec<S> {
@@ -224,7 +238,8 @@ impl Service {
     }
 
     /// Ends it in an orderly way.
-    pub fn stop(self) -> Result<()> {
+    pub fn stop(mut self) -> Result<()> {
+        self.part()?;
         self.server.stop()
     }
 }
@@ -269,7 +284,7 @@ fn unchecked(
         .take(generator.connections)
         .map(|token| Claims::new(token, trust, Shares::default(), 0))
         .collect();
-    let target = Target { address, processes, threads: generator.threads };
+    let target = Target { addresses: vec![address], processes, threads: generator.threads };
     let measured = load::closed(&target, span, scripts, &mut |_| {})?;
     settle(&measured.scripts)?;
     Ok(Round::of(&measured))
