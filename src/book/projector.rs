@@ -292,6 +292,8 @@ struct Work {
 enum Progress {
     More,
     CaughtUp,
+    /// Another process is at it; this one looks again later, in case that one ends.
+    Another,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -327,6 +329,7 @@ impl Work {
                     let pause = match progress {
                         Progress::More => Duration::ZERO,
                         Progress::CaughtUp => limits::BOOK_PACE,
+                        Progress::Another => limits::BOOK_PACE_BESIDE,
                     };
                     if !self.feed.rest(pause) {
                         return;
@@ -352,7 +355,7 @@ impl Work {
         match self.advance() {
             Err(Stuck::Tables(TablesError::Moved)) => {
                 self.head = None;
-                Ok(Progress::More)
+                Ok(Progress::Another)
             }
             Err(Stuck::Tables(cause @ (TablesError::Contradiction(_) | TablesError::Unfit(_))))
                 if !self.rebuilding =>

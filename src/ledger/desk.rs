@@ -40,6 +40,14 @@ fn only_asks(command: &Command) -> bool {
     }
 }
 
+/// Whether an event changes what commands are prepared with.
+fn is_published<M>(event: &Event<M>) -> bool {
+    matches!(
+        event,
+        Event::ProgrammesActivated { .. } | Event::JournalOpened { .. } | Event::HashKeyIntroduced { .. }
+    )
+}
+
 /// Says that the ledger is not there any more, however the writer ended.
 struct Alarm(Arc<Shared>);
 
@@ -100,14 +108,7 @@ impl Batch {
 
     /// Whether it changes what commands are prepared with.
     fn is_published(&self) -> bool {
-        self.fresh.iter().any(|stored| {
-            matches!(
-                stored.entry.event,
-                Event::ProgrammesActivated { .. }
-                    | Event::JournalOpened { .. }
-                    | Event::HashKeyIntroduced { .. }
-            )
-        })
+        self.fresh.iter().any(|stored| is_published(&stored.entry.event))
     }
 
     /// Whether others are decided while it is written: where hardly anyone is there, handing it to another
@@ -646,14 +647,19 @@ impl Desk {
         self.shared.published.store(Arc::new(published(&self.state)));
     }
 
-    /// Folds what other processes have appended.
+    /// Folds what other processes have appended. Nobody is told of it: the book is carried on by whoever
+    /// comes first, from the journal.
     fn catch_up(&mut self) -> Result<(), OpenError> {
-        let mut news = Vec::new();
+        let before = self.state.head();
+        let mut is_news = false;
         let caught_up =
-            catch_up(&mut self.state, &mut **lock(&self.journal), &mut |stored| news.push(Arc::new(stored)));
-        if !news.is_empty() {
-            self.observer.appended(&news);
+            catch_up(&mut self.state, &mut **lock(&self.journal), &mut |stored: Stored<Effects>| {
+                is_news |= is_published(&stored.entry.event)
+            });
+        if is_news {
             self.publish();
+        }
+        if self.state.head() != before {
             self.shared.position.store(self.state.head().position, Ordering::Release);
         }
         if let Err(OpenError::Fold(_)) = caught_up {
