@@ -9,7 +9,7 @@ GRANT SELECT ON subsidy_pos_schema TO subsidy_pos;
 CREATE SCHEMA book AUTHORIZATION subsidy_pos;
 
 -- Whoever verifies, copies or reports. It only reads.
-CREATE ROLE subsidy_pos_auditor LOGIN;
-GRANT SELECT ON journal, subsidy_pos_schema TO subsidy_pos_auditor;
-GRANT USAGE ON SCHEMA book TO subsidy_pos_auditor;
-ALTER DEFAULT PRIVILEGES FOR ROLE subsidy_pos IN SCHEMA book GRANT SELECT ON TABLES TO subsidy_pos_auditor;
+CREATE ROLE subsidy_auditor LOGIN;
+GRANT SELECT ON journal, subsidy_pos_schema TO subsidy_auditor;
+GRANT USAGE ON SCHEMA book TO subsidy_auditor;
+ALTER DEFAULT PRIVILEGES FOR ROLE subsidy_pos IN SCHEMA book GRANT SELECT ON TABLES TO subsidy_auditor;

@@ -605,7 +605,7 @@ fn a_service_needs_no_more_rights_than_the_roles_that_are_shipped_have() {
         database.execute(&format!("ALTER ROLE {role} PASSWORD 'of-{role}'"));
         server.url_as(role, &format!("of-{role}"), &database.name)
     };
-    let (own, auditor) = (url("subsidy_pos"), url("subsidy_pos_auditor"));
+    let (own, auditor) = (url("subsidy_pos"), url("subsidy_auditor"));
     let options = Options::default().env("SUBSIDY_POS__LEDGER__URL", &own);
     let mut service = Service::start_with(options);
     let till = service.retailer();
