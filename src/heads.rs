@@ -85,7 +85,8 @@ impl SignedHead {
 
     /// Replaces the file by this head, durably and in one step.
     pub fn save(&self, file: &Path) -> std::io::Result<()> {
-        let beside = file.with_extension("new");
+        // Several processes may keep their heads in one place.
+        let beside = file.with_extension(format!("{}.new", std::process::id()));
         let mut new = fs::File::create(&beside)?;
         serde_json::to_writer(&mut new, self)?;
         new.write_all(b"\n")?;

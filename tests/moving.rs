@@ -215,6 +215,8 @@ fn a_book_that_was_ahead_of_its_journal_is_made_that_of_the_journal() {
     assert!(service.stop().success());
     service.database().execute(&format!("DELETE FROM journal WHERE position = {last}"));
     assert!(service.try_start_again().is_err());
+    std::fs::remove_file(service.data().join("journal.head")).unwrap();
+    assert!(service.try_start_again().is_err());
     must_rebuild(&service);
     service.start_again();
     assert_eq!(till.get("/v1/claims").must_be(200)["items"][0]["claim_id"], id_of(&kept));

@@ -526,6 +526,8 @@ fn a_book_ahead_of_its_journal_is_refused_at_start() {
     till.get("/v1/claims").must_be(200);
     assert!(service.stop().success());
     service.database().execute(&format!("DELETE FROM journal WHERE position = {last}"));
+    // On another machine, which has no head of its own.
+    std::fs::remove_file(service.data().join("journal.head")).unwrap();
     let output = service.try_start_again().unwrap_err().output;
     let told = format!("the book has seen entry {last}, but the journal ends at entry {}", last - 1);
     assert!(output.contains(&told) && output.contains("book rebuild"), "{output}");

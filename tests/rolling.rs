@@ -459,3 +459,38 @@ fn a_journal_that_lost_its_end_or_is_another_stops_whoever_knew_more() {
         service.verify(&[]).status.success().then_some(())
     });
 }
+
+#[test]
+fn a_process_started_anew_does_not_go_on_from_an_older_copy_than_its_signed_head() {
+    for database in [None, Some(Database::new())] {
+        let directory = TempDir::with_prefix("subsidy-pos-").unwrap();
+        let data = directory.path().join("data");
+        let mut service = Service::start_with(Options { database: database.clone(), ..Options::on(&data) });
+        let till = service.retailer();
+        for _ in 0..5 {
+            till.claimed(&service.sale());
+        }
+        assert!(service.stop().success());
+        let cut = "DELETE FROM journal WHERE position > (SELECT max(position) - 2 FROM journal)";
+        match &database {
+            // The book is as old as the journal.
+            Some(database) => drop(database.execute(&format!("{cut}; DROP SCHEMA book CASCADE"))),
+            None => {
+                let journal = rusqlite::Connection::open(data.join("journal.db")).unwrap();
+                assert_eq!(journal.execute(cut, []).unwrap(), 2);
+                std::fs::remove_file(data.join("book.db")).unwrap();
+            }
+        }
+        let Err(exit) = service.try_start_again() else { panic!("it started") };
+        assert!(
+            exit.output.contains("older copy") && exit.output.contains("journal.head"),
+            "{}",
+            exit.output
+        );
+        // Whoever accepts the loss puts the head aside.
+        std::fs::rename(data.join("journal.head"), directory.path().join("evidence")).unwrap();
+        service.start_again();
+        till.claimed(&service.sale());
+        assert!(service.stop().success());
+    }
+}

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::support::postgres::Database;
 use crate::support::redis::{NONSENSE, Server};
 use crate::support::trace::Tracer;
 use crate::support::{Answer, Caller, Options, Sale, Service, eventually, fresh_key, json};
@@ -115,6 +116,39 @@ fn a_twin_in_flight_on_another_process_is_told_to_come_again_and_not_longer_than
         (answer.code() != "request-in-progress").then_some(answer)
     });
     answered.must_be(201);
+}
+
+#[test]
+fn on_one_journal_a_twin_is_told_to_come_again_until_there_is_an_answer_to_replay() {
+    let redis = Server::start();
+    let database = Database::new();
+    let directory = TempDir::with_prefix("subsidy-pos-").unwrap();
+    let options = Options::on(&directory.path().join("data"))
+        .in_database(&database)
+        .env("SUBSIDY_POS__SHIELD__URL", &redis.url());
+    let [one, two] = [(); 2].map(|()| Service::start_with(options.clone()));
+    let here = one.retailer();
+    let there = two.caller("retailer", &here.subject, &[]);
+    let (key, sale) = (fresh_key(), one.sale());
+    std::thread::scope(|scope| {
+        // The journal can be read, and takes nothing.
+        let held = "LOCK TABLE journal IN EXCLUSIVE MODE; SELECT pg_sleep(1.5)";
+        scope.spawn(|| database.execute(held));
+        std::thread::sleep(Duration::from_millis(300));
+        let first = scope.spawn(|| here.claim_under(&key, &sale));
+        std::thread::sleep(Duration::from_millis(300));
+        let asked = Instant::now();
+        there.claim_under(&key, &sale).must_refuse("request-in-progress");
+        assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
+        let made = first.join().unwrap();
+        made.must_be(201);
+        // The answer counts from the moment it is given, whatever Redis still says.
+        let again = there.claim_under(&key, &sale);
+        assert!(again.is_replay());
+        assert_eq!(again.text(), made.text());
+    });
+    there.claim_under(&key, &sale.price("3999.00")).must_refuse("idempotency-key-reused");
+    one.must_verify();
 }
 
 #[test]

@@ -175,6 +175,7 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     let feed = Feed::new();
     let store = Store::of(config)?;
     let (ledger, writer) = open_ledger(&store, clock, Herald::new(&feed, &metrics)).await?;
+    ensure_head_is_in(&ledger, &config.head_file()).await?;
     prepare_journal(config, &ledger, &hash_keys, dev).await?;
     let (book, projector) = open_book(&store, &ledger, feed).await?;
 
@@ -234,6 +235,7 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     api_handle.stop(true).await;
     heads.abort();
     watch.abort();
+    let knows_its_journal = ledger.trouble().is_none();
     let stopped = tokio::task::spawn_blocking(move || {
         if let Some(audit) = audit {
             audit.stop();
@@ -242,7 +244,9 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
         projector.stop();
     });
     stopped.await.map_err(failed)?;
-    sign_head(&ledger, &app.signing_key, &config.head_file()).await;
+    if knows_its_journal {
+        sign_head(&ledger, &app.signing_key, &config.head_file()).await;
+    }
     operations_handle.stop(false).await;
     let _ = api.await;
     let _ = operations.await;
@@ -374,11 +378,35 @@ fn dev_fund(programme: &Programme, city: &str) -> Option<OpenFund> {
 async fn keep_heads(ledger: Ledger, key: Arc<SigningKey>, file: std::path::PathBuf, every: Duration) {
     let mut signed = 0;
     loop {
-        if ledger.position() != signed {
+        // A journal that is not the one this process knows may have another entry at that position.
+        if ledger.trouble().is_none() && ledger.position() != signed {
             signed = sign_head(&ledger, &key, &file).await.unwrap_or(signed);
         }
         tokio::time::sleep(every).await;
     }
+}
+
+/// Refuses a journal without the entry that the newest signed head here names: a process that signed it, or
+/// another before it, has answered from that entry.
+async fn ensure_head_is_in(ledger: &Ledger, file: &Path) -> Result<(), Failed> {
+    if !file.exists() {
+        return Ok(());
+    }
+    let head = SignedHead::load(file).map_err(failed)?;
+    let found = match head.position > ledger.position() {
+        true => None,
+        false => Some(ledger.stored(head.position).await.map_err(why)?),
+    };
+    if found.is_some_and(|stored| stored.hash == head.hash) {
+        return Ok(());
+    }
+    Err(failed(format!(
+        "the journal does not have entry {} ({}) that {} signs: it is an older copy, or another journal. Restore the \
+         one that has it; if the loss is accepted, keep that file elsewhere as evidence and start again",
+        head.position,
+        head.hash,
+        file.display()
+    )))
 }
 
 async fn sign_head(ledger: &Ledger, key: &SigningKey, file: &Path) -> Option<u64> {

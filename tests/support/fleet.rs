@@ -394,7 +394,7 @@ impl Till<'_> {
                 (json!({"idempotency_key": sent.key}), "/v1/claims/cancel".to_owned(), "cancelled")
             };
             // Asked for until it is known to be done, at any process.
-            eventually("it is taken back", Duration::from_secs(30), || {
+            eventually("it is taken back", fault_span() + Duration::from_secs(30), || {
                 let till = self.random.pick(self.fleet.tills());
                 let headers = [("content-type", "application/json")];
                 let body = body.to_string();
