@@ -89,8 +89,8 @@ pub const HOLD_DAYS_MAX: u16 = 60;
 pub const QUEUE_COMMANDS_MAX: usize = 8192;
 /// Commands decided before one append.
 pub const WRITER_BATCH_COMMANDS_MAX: usize = 1024;
-/// Entries from which a batch is written by another thread even if nobody else waits at that moment.
-pub const WRITER_SENT_ENTRIES_MIN: usize = 8;
+/// Commands from which a batch is written by another thread while the next is decided.
+pub const WRITER_SENT_COMMANDS_MIN: usize = 48;
 /// How long the writer waits for an append before it looks who has come meanwhile.
 pub const WRITER_GLANCE: Duration = Duration::from_micros(100);
 /// Dead holds expired before the commands of one batch.

@@ -41,6 +41,28 @@ impl Pair {
 }
 
 #[test]
+fn a_journal_of_which_nothing_is_known_yet_is_read_along_its_index() {
+    let database = Database::new();
+    let pair = Pair::on(&database);
+    // As it is until PostgreSQL first looks at a table that has grown.
+    database.execute("ALTER TABLE journal SET (autovacuum_enabled = false)");
+    let claims: usize = 200;
+    for number in 0..claims {
+        pair.tills[number % 2].claim(&Sale::at(pair.now())).must_be(201);
+    }
+    let entries: usize = database.execute("SELECT count(*) FROM journal").trim().parse().unwrap();
+    assert!(entries > claims);
+    let sql = "SELECT seq_tup_read, idx_scan FROM pg_stat_user_tables WHERE relname = 'journal'";
+    eventually("what was read is counted", Duration::from_secs(10), || {
+        let told = database.execute(sql);
+        let told: Vec<usize> = told.trim().split('|').map(|number| number.parse().unwrap()).collect();
+        // What was counted just now, and here and there a look while the table was empty.
+        assert!(told[0] < 2 * entries, "whole tables are read: {told:?}");
+        (told[1] > claims).then_some(())
+    });
+}
+
+#[test]
 fn what_one_process_did_the_other_knows_in_the_next_request() {
     let pair = Pair::start();
     let [a, b] = &pair.tills;

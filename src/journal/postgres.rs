@@ -45,20 +45,24 @@ const UNSAFE: &str = "
     SELECT name || ' = ' || setting FROM pg_settings
     WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
        OR name = 'server_encoding' AND setting <> 'UTF8'";
-/// Appends whatever others do; for whoever has the turn, or has waited for it in vain.
+/// Appends whatever others do; for whoever has the turn, or has waited for it in vain. The last row is
+/// asked for as the index gives it: `position > $1` would be looked for in the whole table as long as
+/// there are no statistics.
 const APPEND: &str = "
     INSERT INTO journal (position, hash, entry)
     SELECT * FROM unnest($3::bigint[], $4::bytea[], $5::text[])
-    WHERE ($1::bigint = 0 OR EXISTS (SELECT FROM journal WHERE position = $1 AND hash = $2))
-      AND NOT EXISTS (SELECT FROM journal WHERE position > $1)";
+    WHERE CASE WHEN $1::bigint = 0 THEN NOT EXISTS (SELECT FROM journal)
+          ELSE (SELECT position = $1 AND hash = $2 FROM journal ORDER BY position DESC LIMIT 1) END";
 /// Appends unless someone else has the turn.
 const APPEND_OUT_OF_TURN: &str = "
     WITH turn AS MATERIALIZED (SELECT pg_try_advisory_xact_lock($6::bigint) AS is_free)
     INSERT INTO journal (position, hash, entry)
     SELECT new.* FROM turn, unnest($3::bigint[], $4::bytea[], $5::text[]) AS new
     WHERE turn.is_free
-      AND ($1::bigint = 0 OR EXISTS (SELECT FROM journal WHERE position = $1 AND hash = $2))
-      AND NOT EXISTS (SELECT FROM journal WHERE position > $1)";
+      AND CASE WHEN $1::bigint = 0 THEN NOT EXISTS (SELECT FROM journal)
+          ELSE (SELECT position = $1 AND hash = $2 FROM journal ORDER BY position DESC LIMIT 1) END";
+/// A journal is only ever read along its index, whatever PostgreSQL believes of its size.
+const SESSION: &str = "SET enable_seqscan = off";
 const AFTER: &str =
     "SELECT position, hash, entry FROM journal WHERE position > $1 ORDER BY position LIMIT $2";
 const AT: &str = "
@@ -104,6 +108,7 @@ impl Session {
     async fn begin(place: &Place, to_write: bool) -> Result<Self, JournalError> {
         let client = place.connect(limits::POSTGRES_TIMEOUT, limits::TURN_WAIT).await?;
         ensure_safe(&client).await?;
+        within(client.batch_execute(SESSION)).await?;
         if to_write {
             within(client.batch_execute(CONFIRM)).await?;
         }

@@ -71,7 +71,6 @@ enum Reply {
 struct Batch {
     commands: Vec<Command>,
     replies: Vec<Reply>,
-    is_decided: bool,
     outcomes: Vec<Result<Outcome, Failure>>,
     /// What is to be appended, and the same entries unencoded.
     rows: Vec<Row>,
@@ -111,10 +110,10 @@ impl Batch {
         self.fresh.iter().any(|stored| is_published(&stored.entry.event))
     }
 
-    /// Whether others are decided while it is written: where hardly anyone is there, handing it to another
-    /// thread costs more than it gains.
-    fn is_worth_sending(&self, queue: &Receiver<Work>) -> bool {
-        (self.rows.len() >= limits::WRITER_SENT_ENTRIES_MIN || !queue.is_empty()) && !self.is_published()
+    /// Whether others are decided while it is written. Handing it to another thread costs some processor
+    /// time, which small batches do not gain back.
+    fn is_worth_sending(&self) -> bool {
+        self.commands.len() >= limits::WRITER_SENT_COMMANDS_MIN && !self.is_published()
     }
 
     /// The head that its first entry follows.
@@ -289,7 +288,7 @@ impl Desk {
             let mut prepared = self.prepare(&mut batch);
             // While a batch is written, those who come are decided on top of it. What changes how commands
             // are prepared is written first.
-            while prepared.is_ok() && batch.is_worth_sending(queue) && self.send(&mut batch) {
+            while prepared.is_ok() && batch.is_worth_sending() && self.send(&mut batch) {
                 let mut next = Batch::default();
                 let landed = loop {
                     stop |= self.fill(&mut next, None, queue);
@@ -314,6 +313,7 @@ impl Desk {
                 };
                 self.answer(batch, written);
                 batch = next;
+                stop |= self.fill(&mut batch, None, queue);
                 prepared = self.prepare(&mut batch);
             }
             let written = prepared.and_then(|()| self.write(&mut batch));
@@ -368,9 +368,7 @@ impl Desk {
                 self.catch_up()?;
             }
         }
-        if !batch.is_decided {
-            self.decide(batch);
-        }
+        self.decide(batch);
         Ok(())
     }
 
@@ -399,7 +397,6 @@ impl Desk {
             batch.outcomes.push(outcome);
         }
         batch.commands = commands;
-        batch.is_decided = true;
     }
 
     fn decide_one(
@@ -590,7 +587,6 @@ impl Desk {
         batch.rows.clear();
         batch.fresh.clear();
         batch.outcomes.clear();
-        batch.is_decided = false;
     }
 
     /// Answers a batch whose entries are durable, or says of each command that it could not be decided.
