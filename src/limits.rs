@@ -100,7 +100,7 @@ pub const FOLD_DROPS_MAX: usize = 64;
 /// Bytes in one journal entry.
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
 /// Entries read from the journal at a time.
-pub const JOURNAL_READ_ENTRIES_MAX: usize = 256;
+pub const JOURNAL_READ_ENTRIES_MAX: usize = 128;
 /// Bytes in a page of the embedded journal. An entry has some 1,400: two would fit into 4 KiB, and eleven
 /// fit into this.
 pub const JOURNAL_PAGE_BYTES: u32 = 16 * 1024;
