@@ -217,9 +217,18 @@ impl Feed {
         }
     }
 
-    /// Says that the journal has no more; whoever waits for more waits for the next look.
-    fn nothing_more(&self) {
-        self.inbox().wanted = 0;
+    /// The highest position somebody waits for.
+    fn wanted(&self) -> u64 {
+        self.inbox().wanted
+    }
+
+    /// Says that the journal had no more after `wanted` was asked for; whoever waits for that waits for the
+    /// next look. What was asked for meanwhile still is.
+    fn nothing_more(&self, wanted: u64) {
+        let mut inbox = self.inbox();
+        if inbox.wanted == wanted {
+            inbox.wanted = 0;
+        }
     }
 
     fn take_doubt(&self) -> bool {
@@ -354,7 +363,8 @@ impl Work {
     fn step(&mut self) -> Result<Progress, Stuck> {
         match self.advance() {
             Err(Stuck::Tables(TablesError::Moved)) => {
-                self.head = None;
+                // Whoever waits is told how far that one has come.
+                self.recognise()?;
                 Ok(Progress::Another)
             }
             Err(Stuck::Tables(cause @ (TablesError::Contradiction(_) | TablesError::Unfit(_))))
@@ -379,12 +389,13 @@ impl Work {
             Some(head) => head,
             None => self.recognise()?,
         };
+        let wanted = self.feed.wanted();
         let (entries, progress) = match self.feed.take(head.position) {
             Taken::Entries(entries) => (entries, Progress::CaughtUp),
             Taken::Missing(count) => (self.read(head.position, count)?, Progress::More),
         };
         if entries.is_empty() {
-            self.feed.nothing_more();
+            self.feed.nothing_more(wanted);
             if std::mem::take(&mut self.rebuilding) {
                 info!(position = head.position, "the book is rebuilt");
             }
