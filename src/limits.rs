@@ -106,9 +106,9 @@ pub const JOURNAL_READ_ENTRIES_MAX: usize = 128;
 pub const JOURNAL_PAGE_BYTES: u32 = 16 * 1024;
 /// Bytes of entries after which the embedded journal's write-ahead log is carried over into its file.
 pub const JOURNAL_CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;
-/// Pages of it that the writer may be left with, so that it is not held up.
+/// Pages of it that the writer should be left with, so that it is hardly held up.
 pub const JOURNAL_CHECKPOINT_REST_PAGES: i64 = 32;
-/// Rounds in which the rest is brought down to that.
+/// Rounds in which the rest is brought down to that, if the disk allows.
 pub const JOURNAL_CHECKPOINT_ROUNDS: usize = 8;
 /// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
 pub const JOURNAL_WAL_BYTES_KEPT: u32 = 64 * 1024 * 1024;
@@ -126,6 +126,9 @@ pub const CONTENTION: Duration = Duration::from_secs(1);
 pub const TURN: Duration = Duration::from_millis(5);
 /// How long a process waits for its turn before it goes on without.
 pub const TURN_WAIT: Duration = Duration::from_millis(250);
+/// Batches of entries folded by one thread alone before others help: all that is missing while the service
+/// runs, next to nothing at start.
+pub const CATCH_UP_BATCHES_ALONE: usize = 16;
 /// Threads that decode entries while others are read and folded, at start.
 pub const DECODERS: usize = 2;
 /// Shards of the state's key index; each grows on its own, so that no growth is felt.

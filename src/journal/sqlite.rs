@@ -94,7 +94,7 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
 struct Checkpointer {
     /// None only while it is being dropped.
     calls: Option<SyncSender<()>>,
-    /// Whether next to nothing is left to carry over.
+    /// Whether what is left to carry over is the writer's.
     nearly_done: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     /// Bytes appended since it was last called.
@@ -110,7 +110,7 @@ impl Checkpointer {
             let mut connection = None;
             for () in called {
                 match carry_over(&mut connection, &path) {
-                    Ok(is_nearly_done) => tell.store(is_nearly_done, Ordering::Release),
+                    Ok(()) => tell.store(true, Ordering::Release),
                     Err(error) => {
                         tracing::warn!(%error, "the journal's log was not carried over; it is tried again");
                         connection = None;
@@ -154,8 +154,9 @@ impl Drop for Checkpointer {
     }
 }
 
-/// Carries over until hardly more is appended than carried. Whether it came to that.
-fn carry_over(slot: &mut Option<Connection>, path: &Path) -> rusqlite::Result<bool> {
+/// Carries over until hardly more is appended than carried, or a few times on a disk that does not come to
+/// that: what is left is the writer's, so that the log never grows for ever.
+fn carry_over(slot: &mut Option<Connection>, path: &Path) -> rusqlite::Result<()> {
     let connection = match slot {
         Some(connection) => connection,
         None => {
@@ -170,11 +171,11 @@ fn carry_over(slot: &mut Option<Connection>, path: &Path) -> rusqlite::Result<bo
     for _ in 0..limits::JOURNAL_CHECKPOINT_ROUNDS {
         let (log, all) = checkpoint(connection)?;
         if log - carried < limits::JOURNAL_CHECKPOINT_REST_PAGES {
-            return Ok(true);
+            break;
         }
         carried = all;
     }
-    Ok(false)
+    Ok(())
 }
 
 /// Carries over what is in the log when it begins, waiting for nobody. How many pages were in the log

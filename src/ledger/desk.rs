@@ -375,7 +375,8 @@ impl Desk {
     /// Decides the commands of a batch that are not decided yet, in order, and folds what they enter.
     fn decide(&mut self, batch: &mut Batch) {
         let now = self.now();
-        for _ in 0..limits::WRITER_BATCH_EXPIRIES_MAX {
+        // However often the batch is added to: while an append hangs, all holds may end.
+        for _ in batch.fresh.len()..limits::WRITER_BATCH_EXPIRIES_MAX {
             let expired = match self.state.first_hold() {
                 Some((until, claim)) if until <= now => apply::expire(&self.state, claim, now),
                 _ => None,

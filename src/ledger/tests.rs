@@ -47,6 +47,8 @@ struct Memory {
     /// How many looks at the head shall fail.
     failing_looks: Arc<Mutex<u32>>,
     gate: Arc<Gate>,
+    /// How many rows each append had.
+    appends: Arc<Mutex<Vec<usize>>>,
     /// Whether no other process can append.
     is_private: bool,
 }
@@ -102,6 +104,7 @@ impl Journal for Memory {
 
     fn append(&mut self, expected: Head, rows: &[Row]) -> Result<(), JournalError> {
         self.gate.pass();
+        self.appends.lock().unwrap().push(rows.len());
         if self.head_now() != expected {
             return Err(JournalError::Moved);
         }
@@ -436,6 +439,42 @@ fn on_top_of_a_batch(fault: Fault, another_comes_first: bool) -> [Result<Outcome
     assert_eq!(digest(&again), after, "the state is what the journal gives");
     writer.stop();
     [batch.swap_remove(0), on_top.swap_remove(0), on_top.swap_remove(0)]
+}
+
+#[test]
+fn while_an_append_hangs_no_more_holds_expire_on_top_of_it_than_one_batch_may_have() {
+    let memory = Memory::default();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(100_000_000)).unwrap();
+    memory.gate.set(Some(0));
+    let holds = 3 * limits::WRITER_BATCH_EXPIRIES_MAX;
+    let over_at_once = |number: u64| {
+        let mut hold = draft(number, number, number, Mode::Hold, Clock::default().now());
+        hold.hold_minutes = Some(0);
+        Command::Make(Box::new(hold))
+    };
+    let commands: Vec<Command> = (0..holds as u64).map(over_at_once).collect();
+    let making = {
+        let ledger = ledger.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            runtime.block_on(ledger.submit_all(commands)).unwrap()
+        })
+    };
+    std::thread::sleep(Duration::from_millis(200));
+    memory.gate.set(None);
+    making.join().unwrap().into_iter().for_each(|made| drop(claim_at(made)));
+    let began = std::time::Instant::now();
+    while ledger.position() < 3 + 2 * holds as u64 {
+        assert!(began.elapsed() < Duration::from_secs(10), "the holds expire: {}", ledger.position());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    writer.stop();
+    let appends = memory.appends.lock().unwrap();
+    let expired: Vec<usize> = appends.iter().copied().skip_while(|rows| *rows != holds).skip(1).collect();
+    assert_eq!(expired.iter().sum::<usize>(), holds, "{appends:?}");
+    assert!(expired.iter().all(|rows| *rows <= limits::WRITER_BATCH_EXPIRIES_MAX), "{appends:?}");
 }
 
 fn redeemed(funds: Result<Outcome, Failure>) -> Fen {

@@ -276,7 +276,7 @@ where
     C: DeserializeOwned + Send + Sync,
 {
     let after = state.head().position;
-    let mut fold_all = |decoded: Result<Vec<Stored<ClaimMade<S, C>>>, OpenError>| {
+    let mut fold_all = |decoded: Result<Vec<Stored<ClaimMade<S, C>>>, OpenError>| -> Result<(), OpenError> {
         for stored in decoded? {
             state.fold(&stored.entry, stored.hash, None)?;
             each(stored);
@@ -284,9 +284,15 @@ where
         Ok(())
     };
     let decode = |rows: Vec<Row>| rows.iter().map(stored).collect();
-    let first = journal.read(after, limits::JOURNAL_READ_ENTRIES_MAX)?;
-    if first.len() < limits::JOURNAL_READ_ENTRIES_MAX {
-        return fold_all(decode(first));
+    let mut first = journal.read(after, limits::JOURNAL_READ_ENTRIES_MAX)?;
+    for _ in 0..limits::CATCH_UP_BATCHES_ALONE {
+        let is_all = first.len() < limits::JOURNAL_READ_ENTRIES_MAX;
+        let last = first.last().map_or(after, |row| row.position);
+        fold_all(decode(first))?;
+        if is_all {
+            return Ok(());
+        }
+        first = journal.read(last, limits::JOURNAL_READ_ENTRIES_MAX)?;
     }
     std::thread::scope(|scope| {
         // Batches go round the decoders, and come back in the same round.
