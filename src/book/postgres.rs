@@ -9,20 +9,19 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
 use tokio::runtime::{Handle, Runtime};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Transaction};
 
+use super::BookError;
 use super::batch::{Batch, older_claims};
 use super::cube::Cube;
 use super::projector::{Feed, Tables, TablesError};
 use super::sql::{
-    ADD_TO_TOTAL, CLAIM, FORMAT, Kind, Names, Queries, RUN, ReadFault, STANDING, STANDING_COLUMNS, Snapshot,
-    Source, garbled, integer, moves,
+    ADD_TO_TOTAL, CLAIM, FORMAT, Kind, Names, RUN, ReadFault, Readable, STANDING, STANDING_COLUMNS, Snapshot,
+    Source, SqlBook, garbled, integer, moves,
 };
-use super::{Book, BookError, ClaimsQuery, Page, Totals, TotalsQuery};
 use crate::journal::postgres::Place;
 use crate::journal::postgres::place::words;
 use crate::journal::{Head, JournalError};
@@ -84,7 +83,7 @@ pub fn open(
         other => drop(other?),
     }
     let shared = Shared { place: place.clone(), feed, runtime, idle: Mutex::default() };
-    Ok((tables, PostgresBook { shared: Arc::new(shared), queries: Arc::default() }))
+    Ok((tables, SqlBook::new(Arc::new(shared))))
 }
 
 /// All totals of the book at `place` and the position they are true at; `None` where there is no book.
@@ -103,7 +102,7 @@ pub fn read_cube(place: &Place) -> Result<Option<(u64, Cube)>, BookError> {
     };
     runtime.block_on(async {
         let read = tokio::task::spawn_blocking(move || match shared.has_tables() {
-            Ok(true) => shared.read(None, |source, as_of| Snapshot { source, as_of }.cube()).map(Some),
+            Ok(true) => shared.cube().map(Some),
             Ok(false) => Ok(None),
             Err(fault) => Err(fault.report(&shared.feed)),
         });
@@ -413,14 +412,11 @@ async fn standings(
 // --- Queries ---
 
 /// The book as it is asked.
-#[derive(Clone, Debug)]
-pub struct PostgresBook {
-    shared: Arc<Shared>,
-    queries: Arc<Queries>,
-}
+pub type PostgresBook = SqlBook<Shared>;
 
+/// The tables, as those who ask have them.
 #[derive(Debug)]
-struct Shared {
+pub struct Shared {
     place: Place,
     feed: Feed,
     /// Drives the connections.
@@ -514,14 +510,6 @@ impl Shared {
     }
 
     /// Runs `query` on a snapshot, for `time_limit` at most. Not to be called on a runtime's thread.
-    fn read<T>(
-        &self,
-        time_limit: Option<Duration>,
-        query: impl FnOnce(&Reading<'_>, u64) -> Result<T, ReadFault>,
-    ) -> Result<T, BookError> {
-        self.try_read(time_limit, query).map_err(|fault| fault.report(&self.feed))
-    }
-
     fn try_read<T>(
         &self,
         time_limit: Option<Duration>,
@@ -554,35 +542,16 @@ impl Shared {
     }
 }
 
-impl PostgresBook {
-    fn ask<T: Send + 'static>(
+impl Readable for Shared {
+    fn feed(&self) -> &Feed {
+        &self.feed
+    }
+
+    fn read<T>(
         &self,
         time_limit: Option<Duration>,
-        query: impl FnOnce(&Snapshot<'_>) -> Result<T, ReadFault> + Send + 'static,
-    ) -> BoxFuture<'_, Result<T, BookError>> {
-        let shared = Arc::clone(&self.shared);
-        self.queries.run(move || shared.read(time_limit, |source, as_of| query(&Snapshot { source, as_of })))
-    }
-}
-
-impl Book for PostgresBook {
-    fn position(&self) -> u64 {
-        self.shared.feed.position()
-    }
-
-    fn wait_for(&self, position: u64, deadline: Instant) -> BoxFuture<'_, bool> {
-        Box::pin(self.shared.feed.wait_for(position, deadline))
-    }
-
-    fn claims(&self, query: ClaimsQuery) -> BoxFuture<'_, Result<Page, BookError>> {
-        self.ask(Some(limits::BOOK_QUERY_TIMEOUT), move |snapshot| snapshot.claims(&query))
-    }
-
-    fn totals(&self, query: TotalsQuery) -> BoxFuture<'_, Result<Totals, BookError>> {
-        self.ask(Some(limits::BOOK_QUERY_TIMEOUT), move |snapshot| snapshot.totals(&query))
-    }
-
-    fn cube(&self) -> BoxFuture<'_, Result<(u64, Cube), BookError>> {
-        self.ask(None, |snapshot| snapshot.cube())
+        query: impl FnOnce(&Snapshot<'_>) -> Result<T, ReadFault>,
+    ) -> Result<T, ReadFault> {
+        self.try_read(time_limit, |source, as_of| query(&Snapshot { source, as_of }))
     }
 }

@@ -5,8 +5,9 @@
 //! the book is. A lookup probes the runs one after the other, newest first, which is the order in which
 //! lists are wanted. Days are ranges of positions, because the times of entries never fall.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use hashbrown::HashMap;
@@ -19,7 +20,7 @@ use super::batch::{Batch, Standing, order_key, sn_key};
 use super::cube::{Cell, Counters, Cube, Facets, Facts, Tally};
 use super::projector::{Feed, TablesError};
 use super::{
-    Basis, BookError, ClaimPointer, ClaimsQuery, Dimension, Group, Page, Scope, Totals, TotalsQuery,
+    Basis, Book, BookError, ClaimPointer, ClaimsQuery, Dimension, Group, Page, Scope, Totals, TotalsQuery,
 };
 use crate::claim::Status;
 use crate::identity::RegionCode;
@@ -39,7 +40,7 @@ pub(super) const RUN: u32 = if cfg!(test) { 6 } else { 16 };
 
 /// Every kind of name, with its number in the table `names`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) enum Kind {
+pub enum Kind {
     Retailer = 1,
     Platform = 2,
     Category = 3,
@@ -256,7 +257,7 @@ pub(super) fn moves(batch: &Batch) -> Vec<[Option<i64>; 4]> {
 // --- What is asked ---
 
 /// Why a query failed, before it is put into words for the caller.
-pub(super) enum ReadFault {
+pub enum ReadFault {
     /// What was found cannot be so.
     Garbled(&'static str),
     /// The database says that its files are damaged.
@@ -287,7 +288,7 @@ impl ReadFault {
 }
 
 /// A snapshot of the tables.
-pub(super) trait Source {
+pub trait Source {
     /// The rows that `sql` gives, a query for integers that are never null. `$1`, `$2`, … stand for
     /// `values`, in the order in which they are first met.
     fn integers(&self, sql: &str, values: &[i64]) -> Result<Vec<Vec<i64>>, ReadFault>;
@@ -306,9 +307,73 @@ pub(super) trait Source {
 }
 
 /// A snapshot of the book.
-pub(super) struct Snapshot<'a> {
+pub struct Snapshot<'a> {
     pub(super) source: &'a dyn Source,
     pub(super) as_of: u64,
+}
+
+/// Tables that are read as they stand at one moment.
+pub trait Readable: fmt::Debug + Send + Sync + 'static {
+    /// How far the projector is, and who tells it of damage.
+    fn feed(&self) -> &Feed;
+
+    /// Runs `query` on the tables as they are now, for no longer than `time_limit`. Waits.
+    fn read<T>(
+        &self,
+        time_limit: Option<Duration>,
+        query: impl FnOnce(&Snapshot<'_>) -> Result<T, ReadFault>,
+    ) -> Result<T, ReadFault>;
+
+    /// All totals and the position they are true at.
+    fn cube(&self) -> Result<(u64, Cube), BookError> {
+        self.read(None, |snapshot| snapshot.cube()).map_err(|fault| fault.report(self.feed()))
+    }
+}
+
+/// The book as it is asked, in whichever database its tables are.
+#[derive(Debug)]
+pub struct SqlBook<R> {
+    pub(super) tables: Arc<R>,
+    pub(super) queries: Queries,
+}
+
+impl<R: Readable> SqlBook<R> {
+    pub(super) fn new(tables: Arc<R>) -> Self {
+        Self { tables, queries: Queries::default() }
+    }
+
+    fn ask<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Snapshot<'_>) -> Result<T, ReadFault> + Send + 'static,
+    ) -> BoxFuture<'_, Result<T, BookError>> {
+        let tables = Arc::clone(&self.tables);
+        self.queries.run(move || {
+            tables.read(Some(limits::BOOK_QUERY_TIMEOUT), query).map_err(|fault| fault.report(tables.feed()))
+        })
+    }
+}
+
+impl<R: Readable> Book for SqlBook<R> {
+    fn position(&self) -> u64 {
+        self.tables.feed().position()
+    }
+
+    fn wait_for(&self, position: u64, deadline: Instant) -> BoxFuture<'_, bool> {
+        Box::pin(self.tables.feed().wait_for(position, deadline))
+    }
+
+    fn claims(&self, query: ClaimsQuery) -> BoxFuture<'_, Result<Page, BookError>> {
+        self.ask(move |snapshot| snapshot.claims(&query))
+    }
+
+    fn totals(&self, query: TotalsQuery) -> BoxFuture<'_, Result<Totals, BookError>> {
+        self.ask(move |snapshot| snapshot.totals(&query))
+    }
+
+    fn cube(&self) -> BoxFuture<'_, Result<(u64, Cube), BookError>> {
+        let tables = Arc::clone(&self.tables);
+        self.queries.run(move || tables.cube())
+    }
 }
 
 /// Where claims are looked for: positions from `low` up to but not including `high`.

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
 use rusqlite::config::DbConfig;
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
@@ -18,14 +17,14 @@ use rusqlite::{
 };
 use tracing::warn;
 
+use super::BookError;
 use super::batch::{Batch, older_claims};
 use super::cube::Cube;
 use super::projector::{Feed, Tables, TablesError};
 use super::sql::{
-    ADD_TO_TOTAL, CLAIM, FORMAT, Kind, Names, Queries, RUN, ReadFault, STANDING, Snapshot, Source, garbled,
-    integer, moves,
+    ADD_TO_TOTAL, CLAIM, FORMAT, Kind, Names, RUN, ReadFault, Readable, STANDING, Snapshot, Source, SqlBook,
+    garbled, integer, moves,
 };
-use super::{Book, BookError, ClaimsQuery, Page, Totals, TotalsQuery};
 use crate::journal::Head;
 use crate::ledger::Stored;
 use crate::limits;
@@ -75,19 +74,20 @@ pub fn open(path: &Path, feed: Feed) -> Result<(SqliteTables, SqliteBook), Table
         }
         Err(other) => return Err(other),
     }
-    Ok((tables, SqliteBook { shared, queries: Arc::default() }))
+    Ok((tables, SqlBook::new(shared)))
 }
 
 /// All totals of the book at `path` and the position they are true at, read beside whoever writes it.
 pub fn read_cube(path: &Path) -> Result<(u64, Cube), BookError> {
     let shared = Shared::new(path, Feed::new());
-    shared.read(None, |source, as_of| Snapshot { source, as_of }.cube())
+    shared.cube()
 }
 
 // --- What both sides share ---
 
+/// The file, as those who ask have it, and the projector.
 #[derive(Debug)]
-struct Shared {
+pub struct Shared {
     path: PathBuf,
     feed: Feed,
     /// Held by each query, and alone by whoever replaces the file.
@@ -294,11 +294,7 @@ fn write(transaction: &Transaction<'_>, names: &mut Names, batch: &Batch) -> rus
 // --- Queries ---
 
 /// The book as it is asked.
-#[derive(Clone, Debug)]
-pub struct SqliteBook {
-    shared: Arc<Shared>,
-    queries: Arc<Queries>,
-}
+pub type SqliteBook = SqlBook<Shared>;
 
 impl From<rusqlite::Error> for ReadFault {
     fn from(error: rusqlite::Error) -> Self {
@@ -374,14 +370,6 @@ impl Shared {
     }
 
     /// Runs `query` on a snapshot, for `time_limit` at most.
-    fn read<T>(
-        &self,
-        time_limit: Option<Duration>,
-        query: impl FnOnce(&Reading<'_>, u64) -> Result<T, ReadFault>,
-    ) -> Result<T, BookError> {
-        self.try_read(time_limit, query).map_err(|fault| fault.report(&self.feed))
-    }
-
     fn try_read<T>(
         &self,
         time_limit: Option<Duration>,
@@ -402,42 +390,24 @@ impl Shared {
     }
 }
 
-impl SqliteBook {
-    fn ask<T: Send + 'static>(
+impl Readable for Shared {
+    fn feed(&self) -> &Feed {
+        &self.feed
+    }
+
+    fn read<T>(
         &self,
         time_limit: Option<Duration>,
-        query: impl FnOnce(&Snapshot<'_>) -> Result<T, ReadFault> + Send + 'static,
-    ) -> BoxFuture<'_, Result<T, BookError>> {
-        let shared = Arc::clone(&self.shared);
-        self.queries.run(move || shared.read(time_limit, |source, as_of| query(&Snapshot { source, as_of })))
-    }
-}
-
-impl Book for SqliteBook {
-    fn position(&self) -> u64 {
-        self.shared.feed.position()
-    }
-
-    fn wait_for(&self, position: u64, deadline: Instant) -> BoxFuture<'_, bool> {
-        Box::pin(self.shared.feed.wait_for(position, deadline))
-    }
-
-    fn claims(&self, query: ClaimsQuery) -> BoxFuture<'_, Result<Page, BookError>> {
-        self.ask(Some(limits::BOOK_QUERY_TIMEOUT), move |snapshot| snapshot.claims(&query))
-    }
-
-    fn totals(&self, query: TotalsQuery) -> BoxFuture<'_, Result<Totals, BookError>> {
-        self.ask(Some(limits::BOOK_QUERY_TIMEOUT), move |snapshot| snapshot.totals(&query))
-    }
-
-    fn cube(&self) -> BoxFuture<'_, Result<(u64, Cube), BookError>> {
-        self.ask(None, |snapshot| snapshot.cube())
+        query: impl FnOnce(&Snapshot<'_>) -> Result<T, ReadFault>,
+    ) -> Result<T, ReadFault> {
+        self.try_read(time_limit, |source, as_of| query(&Snapshot { source, as_of }))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::book::{Book as _, TotalsQuery};
 
     fn book() -> (tempfile::TempDir, SqliteTables, SqliteBook) {
         let directory = tempfile::tempdir().unwrap();
@@ -453,9 +423,11 @@ mod tests {
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
             Ok(reading.transaction.query_row(sql, [], |row| row.get::<_, i64>(0))?)
         };
-        let broken_off = book.shared.read(Some(Duration::from_millis(20)), endless);
-        assert_eq!(broken_off, Err(BookError::TooSlow));
-        assert_eq!(book.shared.read(Some(Duration::from_secs(10)), |_, as_of| Ok(as_of)), Ok(0));
+        let tables = &book.tables;
+        let broken_off = tables.try_read(Some(Duration::from_millis(20)), endless);
+        assert_eq!(broken_off.map_err(|fault| fault.report(tables.feed())), Err(BookError::TooSlow));
+        let again = tables.try_read(Some(Duration::from_secs(10)), |_, as_of| Ok(as_of));
+        assert_eq!(again.map_err(|fault| fault.report(tables.feed())), Ok(0));
     }
 
     #[test]
@@ -472,9 +444,10 @@ mod tests {
     #[test]
     fn queries_cannot_write() {
         let (_directory, _tables, book) = book();
-        let written = book
-            .shared
-            .read(None, |reading, _| Ok(reading.transaction.execute("DELETE FROM claims", []).map(drop)?));
+        let written = book.tables.try_read(None, |reading, _| {
+            Ok(reading.transaction.execute("DELETE FROM claims", []).map(drop)?)
+        });
+        let written = written.map_err(|fault| fault.report(book.tables.feed()));
         assert!(matches!(written, Err(BookError::Unavailable(_))));
     }
 }
