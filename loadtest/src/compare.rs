@@ -13,6 +13,7 @@ use crate::ceiling::Parse;
 use crate::chart;
 use crate::load::{Span, Step};
 use crate::machine::Machine;
+use crate::plain::Funds;
 use crate::process::{self, Server, Tokens, Workplace};
 use crate::progress::Progress;
 use crate::report::{self, Figures, Latency, Table, ms};
@@ -135,7 +136,7 @@ impl Field {
             shared = start_shared(workplace, binary, databases)
                 .map_err(|error| left_out("the service on PostgreSQL and Redis", error))
                 .ok();
-            plain = start_plain(workplace, &data, databases)
+            plain = start_plain(workplace, &data, databases, Funds::Cities)
                 .map_err(|error| left_out("the plain service", error))
                 .ok();
         }
@@ -196,14 +197,24 @@ pub fn start_shared(workplace: &Workplace, binary: &Path, databases: &Databases)
     Service::start("shared", binary, &workplace.directory("shared")?, workplace, &settings, beside)
 }
 
-/// Starts what one would write first, on the same PostgreSQL.
-pub fn start_plain(workplace: &Workplace, keys: &Path, databases: &Databases) -> Result<Server> {
+/// Starts what one would write first, on the same PostgreSQL, with so many funds.
+pub fn start_plain(
+    workplace: &Workplace,
+    keys: &Path,
+    databases: &Databases,
+    funds: Funds,
+) -> Result<Server> {
+    let (name, database) = match funds {
+        Funds::Cities => ("plain", "plain"),
+        Funds::One => ("plain-one-fund", "plain_one_fund"),
+    };
     let arguments = [
         ("--keys", keys.display().to_string()),
-        ("--database", databases.postgres.database("plain")?),
+        ("--database", databases.postgres.database(database)?),
         ("--connections", PLAIN_CONNECTIONS.to_string()),
+        ("--funds", funds.name().to_owned()),
     ];
-    Server::own("plain", &workplace.logs(), &arguments)
+    Server::own(name, &workplace.logs(), &arguments)
 }
 
 /// What a subject came to over all rounds.

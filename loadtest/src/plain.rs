@@ -13,7 +13,7 @@ use actix_web::http::header;
 use actix_web::web::{self, Bytes};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
 use anyhow::{Context, Result, anyhow};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
 use serde::Serialize;
 use subsidy_pos::auth::{self, Caller, Verifier};
@@ -45,6 +45,28 @@ pub struct Arguments {
     /// Connections to it
     #[arg(long)]
     connections: usize,
+    /// Which funds pay
+    #[arg(long)]
+    funds: Funds,
+}
+
+/// Which funds of a programme pay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Funds {
+    /// One for each city, as the sales are spread.
+    Cities,
+    /// One, as on the first day in one city.
+    One,
+}
+
+impl Funds {
+    /// As the command line has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cities => "cities",
+            Self::One => "one",
+        }
+    }
 }
 
 const TABLES: &str = "
@@ -100,6 +122,7 @@ struct Plain {
     hash_keys: HashKeys,
     programmes: ProgrammeSet,
     pool: Pool,
+    funds: Funds,
 }
 
 /// Runs the plain service until it is told to end.
@@ -120,7 +143,8 @@ async fn serve(arguments: &Arguments) -> Result<()> {
     );
     let pool = Pool::builder(manager).max_size(arguments.connections).build()?;
     make_tables(&pool, &programmes).await?;
-    let plain = Arc::new(Plain { verifier, hash_keys: dev_hash_keys(&keys)?, programmes, pool });
+    let (hash_keys, funds) = (dev_hash_keys(&keys)?, arguments.funds);
+    let plain = Arc::new(Plain { verifier, hash_keys, programmes, pool, funds });
     HttpServer::new(move || {
         App::new().app_data(web::Data::from(Arc::clone(&plain))).route("/v1/claims", web::post().to(claim))
     })
@@ -145,8 +169,8 @@ async fn make_tables(pool: &Pool, programmes: &ProgrammeSet) -> Result<()> {
     let insert =
         client.prepare("INSERT INTO fund (id, budget) VALUES ($1, $2) ON CONFLICT DO NOTHING").await?;
     for programme in programmes.iter() {
-        for city in (1..=11).map(|city| 330_000 + city * 100) {
-            client.execute(&insert, &[&format!("{}.{city}", programme.id), &BUDGET_FEN]).await?;
+        for place in (0..=11).map(|city| 330_000 + city * 100) {
+            client.execute(&insert, &[&format!("{}.{place}", programme.id), &BUDGET_FEN]).await?;
         }
     }
     Ok(())
@@ -268,7 +292,10 @@ impl Plain {
             price,
             subsidy: chosen.amount,
             programme: chosen.programme.id.as_str().to_owned(),
-            fund: format!("{}.{}", chosen.programme.id, region_code.city()),
+            fund: match self.funds {
+                Funds::One => format!("{}.330000", chosen.programme.id),
+                Funds::Cities => format!("{}.{}", chosen.programme.id, region_code.city()),
+            },
             devices,
         })
     }

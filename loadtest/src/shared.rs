@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::compare;
 use crate::load::Span;
 use crate::machine::Machine;
+use crate::plain::Funds;
 use crate::process::{self, Server, Workplace};
 use crate::progress::Progress;
 use crate::report::{self, Figures, Table, ms};
@@ -22,13 +23,21 @@ const PROCESSES: usize = 3;
 const SPAN: Span = Span { warm_up: Duration::from_millis(1500), window: Duration::from_secs(8) };
 
 /// What is measured, in this order or turned about, and what it is compared with.
-const MEASURED: [(&str, Option<usize>, &str); 5] = [
+const MEASURED: [(&str, Option<usize>, &str); 6] = [
     ("plain service", None, ""),
-    ("one process", Some(0), "÷ plain service"),
-    ("replays, one process", Some(1), "÷ claims"),
-    ("three processes together", Some(1), "÷ one process"),
-    ("one process, Redis hung", Some(1), "÷ with Redis"),
+    ("plain service, one fund", None, ""),
+    ("one process", Some(PLAIN), "÷ plain service"),
+    ("replays, one process", Some(ONE), "÷ claims"),
+    ("three processes together", Some(ONE), "÷ one process"),
+    ("one process, Redis hung", Some(ONE), "÷ with Redis"),
 ];
+/// Where they stand in the list.
+const PLAIN: usize = 0;
+const PLAIN_ONE_FUND: usize = 1;
+const ONE: usize = 2;
+const REPLAYS: usize = 3;
+const THREE: usize = 4;
+const REDIS_HUNG: usize = 5;
 
 /// What a measurement came to over all rounds.
 #[derive(Debug, Serialize)]
@@ -48,7 +57,8 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path) -> Result<()
     let databases = Databases::start(workplace)?;
     let mut service = compare::start_shared(workplace, &binary, &databases)?;
     let data = workplace.directory("shared")?;
-    let plain = compare::start_plain(workplace, &data, &databases)?;
+    let plain = compare::start_plain(workplace, &data, &databases, Funds::Cities)?;
+    let plain_one_fund = compare::start_plain(workplace, &data, &databases, Funds::One)?;
     let tokens = service.tokens().clone();
     let url = databases.postgres.database_url("subsidy_pos");
     let settings = [("LEDGER__URL", url.as_str()), ("SHIELD__URL", databases.redis.url.as_str())];
@@ -66,9 +76,13 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path) -> Result<()
                 service.claims(generator, SPAN, Shares::default(), &mut || Ok(()))
             };
             let measured = match number {
-                0 => subject::plain(&plain, &databases.postgres.processes(), &tokens, generator, SPAN)?,
-                2 => service.replays(generator, SPAN)?,
-                3 => {
+                PLAIN => subject::plain(&plain, &databases.postgres.processes(), &tokens, generator, SPAN)?,
+                PLAIN_ONE_FUND => {
+                    let beside = databases.postgres.processes();
+                    subject::plain(&plain_one_fund, &beside, &tokens, generator, SPAN)?
+                }
+                REPLAYS => service.replays(generator, SPAN)?,
+                THREE => {
                     let others: Result<_> = (1..PROCESSES)
                         .map(|other| {
                             let name = format!("shared-{other}");
@@ -81,7 +95,7 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path) -> Result<()
                     service.part()?;
                     measured
                 }
-                4 => databases.redis.hung(|| claims(&mut service))?,
+                REDIS_HUNG => databases.redis.hung(|| claims(&mut service))?,
                 _ => claims(&mut service)?,
             };
             rounds[number].push(measured);
@@ -93,6 +107,7 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path) -> Result<()
     service.check_money()?;
     service.stop()?;
     plain.stop()?;
+    plain_one_fund.stop()?;
     databases.stop()?;
 
     let rates: Vec<Vec<f64>> =
@@ -115,6 +130,7 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path) -> Result<()
         ]);
         summaries.push(Summary { subject, per_second, ratio, rounds: rounds[number].clone() });
     }
-    println!("\n{table}");
+    let ratio = Figures::of(rates[ONE].iter().zip(&rates[PLAIN_ONE_FUND]).map(|(one, plain)| one / plain));
+    println!("\n{table}\none process ÷ plain service, one fund: {:.1}", ratio.median);
     report::write(out, "shared.json", &serde_json::to_string_pretty(&(machine, generator, summaries))?)
 }
