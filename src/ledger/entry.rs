@@ -20,8 +20,9 @@ use crate::programme::ProgrammeId;
 use crate::rules::Verdict;
 use crate::time::{Day, Timestamp};
 
-/// The version of the entries this program writes, and the highest it can read.
-pub const VERSION: u16 = 1;
+/// The newest format of entries this program knows: it reads this one and all before it, and begins new
+/// journals in it. A journal goes on in the format it has until [`Event::FormatActivated`] raises it.
+pub const VERSION: u16 = 2;
 
 /// The SHA-256 of an entry's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -208,6 +209,28 @@ pub enum Event<M = ClaimMade> {
         #[serde(rename = "until_ms")]
         until: Timestamp,
     },
+    /// The journal's format was raised; this entry is the first in the new one. Since version 2.
+    FormatActivated {
+        /// The `v` of this entry and those after it.
+        version: u16,
+    },
+    /// A snapshot of the state was kept in a file. Changes nothing. Since version 2.
+    SnapshotTaken {
+        /// The last entry folded into it.
+        position: u64,
+        /// The SHA-256 of the file.
+        digest: Hash,
+    },
+}
+
+impl<M> Event<M> {
+    /// The first version whose entries may be of this kind.
+    pub const fn since(&self) -> u16 {
+        match self {
+            Self::FormatActivated { .. } | Self::SnapshotTaken { .. } => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// A programme file as activated.
