@@ -29,7 +29,6 @@ use crate::ledger::entry::{
 use crate::limits;
 use crate::money::Fen;
 use crate::programme::{Category, ProgrammeId};
-use crate::rules::Verdict;
 use crate::time::{Day, Timestamp};
 
 // --- A journal made up at random, and what a person would note beside it ---
@@ -181,12 +180,12 @@ impl Story {
             considered: smallvec![Judged {
                 programme,
                 version: 1,
-                price_base: price,
-                computed: subsidy,
-                amount: subsidy,
-                verdict: Verdict::Chosen,
+                price_base: None,
+                computed: None,
+                amount: None,
+                verdict: None,
             }],
-            return_restores: true,
+            return_restores: None,
             keys: ClaimKeys {
                 request: key,
                 order_line: key,

@@ -1086,7 +1086,7 @@ impl Folding<'_> {
             held: 0,
             keys_len: 0,
             status: made.status,
-            return_restores: made.return_restores,
+            return_restores: made.return_restores(),
             has_trade_in: trade_in.is_some(),
         };
         for (byte, given) in record.fingerprint.iter_mut().zip(made.fingerprint.bytes()) {
