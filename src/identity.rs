@@ -22,8 +22,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use unicode_normalization::UnicodeNormalization;
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
-use crate::limits;
 use crate::time::Day;
+use crate::{bytes, limits};
 
 // --- Faults ---
 
@@ -122,9 +122,6 @@ faults! {
     OrderLineOutOfRange "order-line-out-of-range"
         "An order line lies between 1 and 999."
         "订单行号应在1至999之间。"
-    DigestMalformed "digest-malformed"
-        "A digest has 64 lower-case hexadecimal digits."
-        "摘要应为64位小写十六进制数字。"
 }
 
 // The texts above name these bounds.
@@ -546,7 +543,7 @@ fn calendar_date(digits: u64) -> Option<Date> {
 }
 
 /// What is kept of a person: the keyed hash of a [`PersonId`]. De-identified, not anonymous, so
-/// `Debug` does not show it. Serialised as 64 lower-case hexadecimal digits.
+/// `Debug` does not show it. Serialised as bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PersonDigest([u8; 32]);
 
@@ -560,33 +557,6 @@ impl PersonDigest {
     pub const fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
-
-    /// Reads 64 lower-case hexadecimal digits.
-    pub fn parse(hex: &str) -> Result<Self, IdFault> {
-        let nibble = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
-        let (pairs, rest) = hex.as_bytes().as_chunks::<2>();
-        let mut digest = [0; 32];
-        if pairs.len() != digest.len() || !rest.is_empty() {
-            return Err(IdFault::DigestMalformed);
-        }
-        for (byte, &[high, low]) in digest.iter_mut().zip(pairs) {
-            let value = nibble(high).zip(nibble(low)).map(|(high, low)| high << 4 | low);
-            *byte = value.ok_or(IdFault::DigestMalformed)?;
-        }
-        Ok(Self(digest))
-    }
-}
-
-impl FromStr for PersonDigest {
-    type Err = IdFault;
-
-    fn from_str(hex: &str) -> Result<Self, IdFault> {
-        Self::parse(hex)
-    }
 }
 
 impl fmt::Debug for PersonDigest {
@@ -597,18 +567,13 @@ impl fmt::Debug for PersonDigest {
 
 impl Serialize for PersonDigest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut hex = [0; 64];
-        let digits = self.0.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-        for (slot, digit) in hex.iter_mut().zip(digits) {
-            *slot = if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
-        }
-        serializer.serialize_str(ascii(&hex))
+        serializer.serialize_bytes(&self.0)
     }
 }
 
 impl<'de> Deserialize<'de> for PersonDigest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserialize_text(deserializer)
+        bytes::deserialize(deserializer).map(Self)
     }
 }
 
@@ -1221,20 +1186,6 @@ mod tests {
         }
         assert_eq!(IdType::parse("RESIDENT_ID"), Err(IdFault::IdTypeUnknown));
         assert_eq!(IdType::parse("passport"), Err(IdFault::IdTypeUnknown));
-    }
-
-    #[test]
-    fn a_digest_is_64_lower_case_hexadecimal_digits() {
-        let digest = PersonDigest::new(std::array::from_fn(|place| place as u8 * 8));
-        let json = serde_json::to_string(&digest).unwrap();
-        assert_eq!(json, "\"0008101820283038404850586068707880889098a0a8b0b8c0c8d0d8e0e8f0f8\"");
-        assert_eq!(serde_json::from_str::<PersonDigest>(&json).unwrap(), digest);
-        let hex = json.trim_matches('"');
-        for malformed in
-            ["", &hex[1..], &hex[2..], &hex.to_uppercase(), &format!("{hex}00"), &hex.replace('a', "g")]
-        {
-            assert_eq!(PersonDigest::parse(malformed), Err(IdFault::DigestMalformed), "{malformed}");
-        }
     }
 
     // --- Goods and devices ---

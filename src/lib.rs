@@ -2,6 +2,7 @@
 pub mod audit;
 pub mod auth;
 pub mod book;
+pub mod bytes;
 pub mod claim;
 pub mod clock;
 pub mod config;

@@ -13,8 +13,8 @@ use subsidy_pos::ledger::entry::{Event, Hash, VERSION};
 use subsidy_pos::ledger::{ClaimView, Stored, writer};
 use subsidy_pos::verify::{Refolded, verify};
 
-use crate::support::journal::rows;
-use crate::support::{Service, Value, fresh_key, json};
+use crate::support::journal::{begin_in_first_format, enter, rows};
+use crate::support::{JUNE_2026, Options, Service, Value, fresh_key, instant, json};
 
 fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -31,13 +31,15 @@ fn kind(event: &Event) -> String {
         Event::FundAdjusted(_) => KINDS[4],
         Event::FundSwitched { .. } => KINDS[5],
         Event::KeySpent { .. } => KINDS[6],
+        Event::FormatActivated { .. } => KINDS[7],
+        Event::SnapshotTaken { .. } => KINDS[8],
         Event::ClaimMade(made) => return format!("claim_made {}", made.status.name()),
         Event::ClaimMoved(moved) => return format!("claim_moved {} {}", moved.from.name(), moved.to.name()),
     };
     kind.to_owned()
 }
 
-const KINDS: [&str; 15] = [
+const KINDS: [&str; 17] = [
     "journal_opened",
     "hash_key_introduced",
     "programmes_activated",
@@ -45,6 +47,8 @@ const KINDS: [&str; 15] = [
     "fund_adjusted",
     "fund_switched",
     "key_spent",
+    "format_activated",
+    "snapshot_taken",
     "claim_made held",
     "claim_made redeemed",
     "claim_moved held redeemed",
@@ -57,7 +61,12 @@ const KINDS: [&str; 15] = [
 
 /// A world in which every kind of entry is written: the rows of its journal.
 fn world() -> Vec<Value> {
-    let mut service = Service::start();
+    let directory = tempfile::tempdir().unwrap();
+    let (data, now) = (directory.path().join("data"), instant(JUNE_2026));
+    // All that follows is written in the newest format.
+    begin_in_first_format(data.to_str().unwrap());
+    enter(data.to_str().unwrap(), VERSION, now, Event::FormatActivated { version: VERSION });
+    let mut service = Service::start_with(Options::on(&data));
     let (till, regulator) = (service.retailer(), service.regulator());
     let fund = service.open_fund("zj-ai-25", "330106", "20000.00");
     for (delta, reason) in [("5000.00", "tranche"), ("-100.01", "reclaim")] {
@@ -100,6 +109,10 @@ fn world() -> Vec<Value> {
     service.restart_later(6 * 60_000);
     assert_eq!(till.look_at(&dying)["status"], "expired");
     till.claimed(&service.sale().with("/device", dying["device"].clone()));
+    assert!(service.stop().success());
+    let taken = Event::SnapshotTaken { position: 17, digest: Hash::of(b"a snapshot") };
+    enter(data.to_str().unwrap(), VERSION, service.now(), taken);
+    service.start_again();
     service.must_verify();
     rows(&regulator)
         .into_iter()
@@ -219,6 +232,12 @@ fn the_golden_journal_of_every_version_folds_to_what_it_always_came_to() {
         let recorded =
             std::fs::read_to_string(&result).unwrap_or_else(|_| panic!("v{version}.json {missing}"));
         let recorded: Value = serde_json::from_str(&recorded).unwrap();
+        for row in &rows {
+            let mut again = Vec::new();
+            let stored: Stored = writer::stored(row).expect("an entry");
+            stored.entry.encode(&mut again).unwrap();
+            assert_eq!(again, *row.entry, "version {version}: what is read is written in the same bytes");
+        }
         let folded = fold(&rows);
         for part in ["head", "digest", "funds", "totals", "claims"] {
             assert_eq!(folded[part], recorded[part], "version {version}: {part}");

@@ -40,4 +40,5 @@ mod structure;
 mod tampering;
 mod totals;
 mod transport;
+mod upgrading;
 mod validation;

@@ -175,7 +175,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("time", &["limits"]),
     ("money", &["limits"]),
-    ("identity", &["limits", "time"]),
+    ("bytes", &[]),
+    ("identity", &["bytes", "limits", "time"]),
     ("programme", &["identity", "limits", "money", "time"]),
     ("programme_files", &["limits", "programme"]),
     ("claim", &["identity", "limits", "money", "programme", "time"]),
@@ -185,6 +186,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "ledger",
         &[
+            "bytes",
             "claim",
             "clock",
             "identity",

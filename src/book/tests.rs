@@ -18,9 +18,7 @@ use super::{
     postgres, sqlite,
 };
 use crate::claim::{ClaimId, Consumer, Device, FundId, Sale, SaleChannel, Status};
-use crate::identity::{
-    Gtin, IdType, OrderLine, PersonDigest, Reference, RegionCode, SerialNumber, Uscc, generate,
-};
+use crate::identity::{Gtin, IdType, PersonDigest, Reference, RegionCode, SerialNumber, Uscc, generate};
 use crate::journal::{Head, JournalError, Reader, Row};
 use crate::ledger::Stored;
 use crate::ledger::entry::{
@@ -29,7 +27,6 @@ use crate::ledger::entry::{
 use crate::limits;
 use crate::money::Fen;
 use crate::programme::{Category, ProgrammeId};
-use crate::rules::Verdict;
 use crate::time::{Day, Timestamp};
 
 // --- A journal made up at random, and what a person would note beside it ---
@@ -157,7 +154,7 @@ impl Story {
             platform: dice.maybe(3, |dice| format!("platform-{}", dice.roll(2)).into()),
             sale: Arc::new(Sale {
                 order_no: order_no(dice.roll(400)),
-                order_line: OrderLine::default(),
+                order_line: None,
                 category: category(["smart_glasses", "phone", "smart_health"][dice.roll(3) as usize]),
                 price,
                 region_code: region(dice.pick(&REGIONS)),
@@ -181,12 +178,12 @@ impl Story {
             considered: smallvec![Judged {
                 programme,
                 version: 1,
-                price_base: price,
-                computed: subsidy,
-                amount: subsidy,
-                verdict: Verdict::Chosen,
+                price_base: None,
+                computed: None,
+                amount: None,
+                verdict: None,
             }],
-            return_restores: true,
+            return_restores: None,
             keys: ClaimKeys {
                 request: key,
                 order_line: key,

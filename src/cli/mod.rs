@@ -45,7 +45,7 @@ enum Command {
     Token(Token),
     /// Check every hash, fold the journal again and compare funds, totals and signed head
     Verify(Verify),
-    /// Move journals
+    /// Move and upgrade journals
     #[command(subcommand)]
     Journal(Journal),
     /// Mend the book
@@ -125,6 +125,9 @@ enum Journal {
     Copy(Copy),
     /// Make the tables of an empty journal, for a service that may not
     Make(Make),
+    /// Go on in the newest format of entries, once every process of the service knows it; the service must
+    /// not be running on an embedded journal
+    Upgrade(Settings),
 }
 
 #[derive(Debug, Args)]
@@ -219,6 +222,7 @@ impl Arguments {
             Command::Verify(arguments) => verify::verify(&arguments),
             Command::Journal(Journal::Copy(arguments)) => journal::copy(&arguments),
             Command::Journal(Journal::Make(arguments)) => journal::make(&arguments.at),
+            Command::Journal(Journal::Upgrade(settings)) => serve::upgrade(&settings),
             Command::Book(Book::Rebuild(place)) => journal::rebuild(&place),
             Command::Quote(arguments) => quote(&arguments),
         }

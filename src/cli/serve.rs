@@ -16,7 +16,7 @@ use subsidy_pos::http::operations::Standing;
 use subsidy_pos::http::{self, App};
 use subsidy_pos::identity::RegionCode;
 use subsidy_pos::ledger::command::{Command, Failure, OpenFund, Outcome, Refusal};
-use subsidy_pos::ledger::entry::{Key, ProgrammeFile};
+use subsidy_pos::ledger::entry::{Key, ProgrammeFile, VERSION};
 use subsidy_pos::ledger::writer::{Observer, Writer};
 use subsidy_pos::ledger::{Ledger, Stored};
 use subsidy_pos::limits;
@@ -63,17 +63,34 @@ pub fn serve(arguments: &Serve) -> Result<(), Failed> {
 pub fn activate(settings: &Settings) -> Result<(), Failed> {
     let config = settings.load(Mode::Production)?;
     let files = programme_files(&config)?;
+    on_ledger(&Store::of(&config)?, Command::Activate(as_entry(files)))?;
+    println!("the programmes are activated");
+    Ok(())
+}
+
+/// Goes on in the newest format, in a journal that nobody else has open if it is an embedded one.
+pub fn upgrade(settings: &Settings) -> Result<(), Failed> {
+    let store = Store::of(&settings.load(Mode::Production)?)?;
+    // There must be one; nothing is made.
+    drop(store.existing_journal()?);
+    on_ledger(&store, Command::RaiseFormat)?;
+    println!("the journal is written in format {VERSION} from here on");
+    Ok(())
+}
+
+/// Has the ledger carry out one command.
+fn on_ledger(store: &Store, command: Command) -> Result<(), Failed> {
     actix_web::rt::System::new().block_on(async {
         let metrics = Metrics::new(&[], &[]);
         let herald = Herald::new(&Feed::new(), &metrics);
-        let (ledger, writer) = open_ledger(&Store::of(&config)?, Clock::default(), herald).await?;
-        let activated = ledger.submit(Command::Activate(as_entry(files))).await.map_err(why);
+        let (ledger, writer) = open_ledger(store, Clock::default(), herald).await?;
+        let done = ledger.submit(command).await.map_err(why);
         beside(move |_| {
             writer.stop();
             Ok(())
         })
         .await?;
-        activated.map(|_| println!("the programmes are activated"))
+        done.map(|_| ())
     })
 }
 
@@ -92,6 +109,10 @@ fn why(failure: Failure) -> Failed {
             Refusal::ActivationRefused(reason) => {
                 failed(format!("the programmes cannot be activated: {reason}"))
             }
+            Refusal::FormatIsNewest => failed(format!(
+                "there is nothing to upgrade: the journal is written in format {VERSION}, the newest that this \
+                 program knows"
+            )),
             other => failed(format!("the ledger refuses: {other:?}")),
         },
         Failure::Overloaded => failed("the ledger is overloaded"),

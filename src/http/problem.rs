@@ -671,7 +671,9 @@ impl From<Refusal> for Problem {
             Refusal::FundOverlaps => Code::FundOverlaps,
             Refusal::FundBelowUsage => Code::FundBelowUsage,
             // No call asks for these.
-            Refusal::ActivationRefused(_) | Refusal::HashKeyDiffers => Code::InternalError,
+            Refusal::ActivationRefused(_) | Refusal::HashKeyDiffers | Refusal::FormatIsNewest => {
+                Code::InternalError
+            }
         };
         let problem = Self::new(code);
         match refusal {

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use crate::claim::{self, ClaimId, FundId, Status};
 use crate::identity::{Gtin, IdType, Imei, OrderLine, Reference, RegionCode, SerialNumber, Uscc};
 use crate::ledger::ClaimView;
-use crate::ledger::entry::{Hash, Judged};
+use crate::ledger::entry::{ClaimMade, Hash, Judged};
 use crate::money::{Fen, Rate};
 use crate::programme::{Category, Programme, ProgrammeHistory, ProgrammeId};
 use crate::rules::{self, Verdict};
@@ -203,21 +203,21 @@ impl<'a> Determination<'a> {
         Some(Self::of(leading, considered.iter().map(Considered::judged).collect()))
     }
 
-    /// The judgement recorded in an entry; `None` where it names a programme version that `history` lacks.
-    fn recorded(judged: &'a [Judged], history: &'a ProgrammeHistory) -> Option<Self> {
+    /// The judgement recorded of a claim; `None` where it names a programme version that `history` lacks.
+    fn recorded(made: &'a ClaimMade, history: &'a ProgrammeHistory) -> Option<Self> {
         let version = |judged: &'a Judged| {
             let programme = history.get(judged.programme.as_str(), judged.version)?;
             Some(Considered::new(
                 programme,
-                judged.price_base,
-                judged.computed,
-                judged.amount,
-                judged.verdict,
+                judged.price_base(made),
+                judged.computed(made),
+                judged.amount(made),
+                judged.verdict(),
             ))
         };
-        let first = judged.first()?;
+        let first = made.considered.first()?;
         let leading = history.get(first.programme.as_str(), first.version)?;
-        Some(Self::of(leading, judged.iter().map(version).collect::<Option<_>>()?))
+        Some(Self::of(leading, made.considered.iter().map(version).collect::<Option<_>>()?))
     }
 
     fn of(leading: &Programme, considered: SmallVec<[Considered<'a>; 4]>) -> Self {
@@ -241,7 +241,7 @@ impl<'a> Claim<'a> {
             retailer: made.retailer,
             submitted_by: made.platform.as_deref().unwrap_or_else(|| made.retailer.as_str()),
             order_no: &sale.order_no,
-            order_line: sale.order_line,
+            order_line: sale.order_line(),
             category: &sale.category,
             price: Text(sale.price),
             subsidy: Text(made.subsidy),
@@ -255,7 +255,7 @@ impl<'a> Claim<'a> {
             updated_at: Text(view.updated_at()),
             device: view.device().map(Device::new),
             consumer: Consumer { id_type: sale.consumer.id_type },
-            determination: Determination::recorded(&made.considered, history)?,
+            determination: Determination::recorded(made, history)?,
             journal: Journal { position, hash },
         })
     }

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 use super::command::{AdjustFund, Alternative, Command, Draft, FundView, OpenFund, Quote, Redeem, Refusal};
 use super::entry::{
     Balance, ClaimKeys, ClaimMade, ClaimMoved, Event, FundAdjusted, FundDelta, FundOpened, Judged, Key,
-    ProgrammeFile,
+    ProgrammeFile, VERSION,
 };
 use super::state::{ClaimIx, ClaimRecord, Fund, FundIx, Part, Request, State, activating};
 use crate::claim::{ClaimId, Device, FundId, Mode, Status, Submitter};
@@ -119,6 +119,8 @@ pub fn decide(state: &State, command: &Command, now: Timestamp) -> Decision {
                 check: Arc::clone(check),
             })),
         },
+        Command::RaiseFormat if state.format() >= VERSION => Err(Refusal::FormatIsNewest.into()),
+        Command::RaiseFormat => Ok(Decision::Enter(Event::FormatActivated { version: VERSION })),
         Command::Look => Ok(Answer::Done.into()),
         Command::Digest => Ok(Answer::Digest.into()),
         Command::DigestOf(part) => Ok(Answer::DigestOf(*part).into()),
@@ -226,6 +228,7 @@ fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
         }
         Mode::Redeem => (Status::Redeemed, None, Fen::ZERO, subsidy),
     };
+    let restores = chosen.programme.entitlement_on_return.value == EntitlementOnReturn::Restored;
     Ok(Decision::Enter(Event::ClaimMade(Arc::new(ClaimMade {
         claim_id: ClaimId::following(state.last_claim_id(), now, draft.entropy),
         retailer: draft.by.retailer,
@@ -234,8 +237,11 @@ fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
         status,
         held_until,
         subsidy,
-        considered: determination.considered().map(judged).collect(),
-        return_restores: chosen.programme.entitlement_on_return.value == EntitlementOnReturn::Restored,
+        considered: determination
+            .considered()
+            .map(|considered| Judged::new(considered, sale.price, subsidy))
+            .collect(),
+        return_restores: (!restores).then_some(false),
         keys: ClaimKeys {
             request: keys.request,
             order_line: keys.order_line,
@@ -279,17 +285,6 @@ fn draft_sale(draft: &Draft) -> rules::Sale<'_> {
         energy_grade: sale.energy_grade,
         trade_in_value: sale.trade_in.as_ref().map(|trade_in| trade_in.value),
         accept_programme: draft.accept_programme.as_ref().map(|programme| programme.as_str()),
-    }
-}
-
-fn judged(considered: &Considered) -> Judged {
-    Judged {
-        programme: considered.programme.id.clone(),
-        version: considered.programme.version,
-        price_base: considered.price_base,
-        computed: considered.computed,
-        amount: considered.amount,
-        verdict: considered.verdict,
     }
 }
 

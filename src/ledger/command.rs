@@ -76,6 +76,8 @@ pub enum Command {
         /// Its check value.
         check: Arc<str>,
     },
+    /// Go on in the newest format of entries that this program knows.
+    RaiseFormat,
     /// Nothing but a look at the journal, so that what others have appended is known.
     Look,
     /// A digest of the whole state, for comparing processes; takes time in proportion to it.
@@ -428,6 +430,8 @@ pub enum Refusal {
     ActivationRefused(String),
     /// A hash key is known with another secret.
     HashKeyDiffers,
+    /// The journal is in the newest format already.
+    FormatIsNewest,
 }
 
 /// Why there is no outcome.

@@ -450,14 +450,13 @@ impl Desk {
     /// Makes an entry of `event`, folds it and puts it with those to append.
     fn enter(&mut self, batch: &mut Batch, event: Event, now: Timestamp) -> Result<Arc<Stored>, OpenError> {
         let head = self.state.head();
-        let entry = Entry {
-            v: VERSION,
-            position: head.position + 1,
-            alg: Algorithm::Sha256,
-            prev: head.hash,
-            at: now,
-            event,
+        let v = match &event {
+            Event::JournalOpened { .. } => VERSION,
+            Event::FormatActivated { version } => *version,
+            _ => self.state.format(),
         };
+        let entry =
+            Entry { v, position: head.position + 1, alg: Algorithm::Sha256, prev: head.hash, at: now, event };
         let mut bytes = Vec::with_capacity(1280);
         entry
             .encode(&mut bytes)
@@ -765,7 +764,9 @@ impl Desk {
             Event::FundSwitched { fund_id, .. } => fund(fund_id).map_or(Outcome::Done, Outcome::Fund),
             Event::JournalOpened { .. }
             | Event::HashKeyIntroduced { .. }
-            | Event::ProgrammesActivated { .. } => Outcome::Done,
+            | Event::ProgrammesActivated { .. }
+            | Event::FormatActivated { .. }
+            | Event::SnapshotTaken { .. } => Outcome::Done,
         }
     }
 }

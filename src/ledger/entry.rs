@@ -13,15 +13,17 @@ use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smallvec::SmallVec;
 
+use crate::bytes::{self, JsonBytes};
 use crate::claim::{AdjustReason, ClaimId, Device, FundId, ReturnReason, Sale, Status};
 use crate::identity::{Reference, RegionCode, Uscc};
 use crate::money::Fen;
 use crate::programme::ProgrammeId;
-use crate::rules::Verdict;
+use crate::rules::{Considered, Verdict};
 use crate::time::{Day, Timestamp};
 
-/// The version of the entries this program writes, and the highest it can read.
-pub const VERSION: u16 = 1;
+/// The newest format of entries this program knows: it reads this one and all before it, and begins new
+/// journals in it. A journal goes on in the format it has until [`Event::FormatActivated`] raises it.
+pub const VERSION: u16 = 2;
 
 /// The SHA-256 of an entry's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,7 +47,7 @@ impl Hash {
 
     /// Reads 64 hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
-        unhex(text).map(Self)
+        bytes::from_hex(text).map(Self)
     }
 
     /// The 32 bytes.
@@ -71,69 +73,44 @@ impl Key {
     }
 }
 
-/// The value of every hexadecimal digit, and 255 for what is none.
-const UNHEX: [u8; 256] = {
-    let mut values = [255; 256];
-    let mut value = 0;
-    while value < 16 {
-        values[b"0123456789abcdef"[value] as usize] = value as u8;
-        value += 1;
-    }
-    values
-};
-
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let text = text.as_bytes();
-    if text.len() != N * 2 {
-        return None;
-    }
-    let mut bytes = [0; N];
-    let mut faults = 0;
-    for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-        let (high, low) = (UNHEX[usize::from(pair[0])], UNHEX[usize::from(pair[1])]);
-        // Only what is no digit has the upper bits set.
-        faults |= high | low;
-        *byte = (high << 4) | (low & 15);
-    }
-    (faults < 16).then_some(bytes)
-}
-
-fn hex<const N: usize>(bytes: &[u8; N], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut text = [0_u8; 64];
-    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
-        pair[0] = HEX[usize::from(byte >> 4)];
-        pair[1] = HEX[usize::from(byte & 15)];
-    }
-    f.write_str(std::str::from_utf8(&text[..N * 2]).map_err(|_| fmt::Error)?)
-}
-
-macro_rules! hexadecimal {
+macro_rules! shown_in_hex {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                hex(&self.0, f)
+                bytes::write_hex(&self.0, f)
             }
         }
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                hex(&self.0, f)
-            }
-        }
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                bytes::write_hex(&self.0, f)
             }
         }
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = <&str>::deserialize(deserializer)?;
-                unhex(text).map(Self).ok_or_else(|| de::Error::custom("not the hexadecimal digits expected"))
+                bytes::deserialize(deserializer).map(Self)
             }
         }
     )*};
 }
-hexadecimal!(Hash, Key);
+shown_in_hex!(Hash, Key);
+
+/// Outside the journal a hash is written in hexadecimal.
+impl Serialize for Hash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// In an entry a hash is bytes, written as the entry's format has them.
+fn in_entry<S: Serializer>(hash: &Hash, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_bytes(&hash.0)
+}
+
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
 
 /// The hash algorithms an entry may name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -154,6 +131,7 @@ pub struct Entry<M = ClaimMade> {
     /// How `prev` and this entry's own hash are made.
     pub alg: Algorithm,
     /// The hash of the entry before, [`Hash::ZERO`] for the first.
+    #[serde(serialize_with = "in_entry")]
     pub prev: Hash,
     /// When it was decided; never earlier than the entry before.
     #[serde(rename = "at_ms")]
@@ -208,6 +186,29 @@ pub enum Event<M = ClaimMade> {
         #[serde(rename = "until_ms")]
         until: Timestamp,
     },
+    /// The journal's format was raised; this entry is the first in the new one. Since version 2.
+    FormatActivated {
+        /// The `v` of this entry and those after it.
+        version: u16,
+    },
+    /// A snapshot of the state was kept in a file. Changes nothing. Since version 2.
+    SnapshotTaken {
+        /// The last entry folded into it.
+        position: u64,
+        /// The SHA-256 of the file.
+        #[serde(serialize_with = "in_entry")]
+        digest: Hash,
+    },
+}
+
+impl<M> Event<M> {
+    /// The first version whose entries may be of this kind.
+    pub const fn since(&self) -> u16 {
+        match self {
+            Self::FormatActivated { .. } | Self::SnapshotTaken { .. } => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// A programme file as activated.
@@ -305,7 +306,8 @@ fn is_zero(fen: &Fen) -> bool {
     *fen == Fen::ZERO
 }
 
-/// How one programme judged a sale; rate, cap and clause are in the programme's version.
+/// How one programme judged a sale; rate, cap and clause are in the programme's version. What is as it
+/// mostly is, is left out.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Judged {
@@ -313,17 +315,57 @@ pub struct Judged {
     pub programme: ProgrammeId,
     /// Which version of it.
     pub version: u32,
-    /// What the rate is applied to.
-    #[serde(rename = "base_fen")]
-    pub price_base: Fen,
-    /// Rate times base, rounded.
-    #[serde(rename = "computed_fen")]
-    pub computed: Fen,
-    /// What it would pay.
-    #[serde(rename = "amount_fen")]
-    pub amount: Fen,
+    /// What the rate is applied to; `None` for the price.
+    #[serde(rename = "base_fen", default, skip_serializing_if = "Option::is_none")]
+    pub price_base: Option<Fen>,
+    /// Rate times base, rounded; `None` for what it would pay.
+    #[serde(rename = "computed_fen", default, skip_serializing_if = "Option::is_none")]
+    pub computed: Option<Fen>,
+    /// What it would pay; `None` for the claim's subsidy.
+    #[serde(rename = "amount_fen", default, skip_serializing_if = "Option::is_none")]
+    pub amount: Option<Fen>,
+    /// Whether it pays, or why not; `None` for the one that pays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+}
+
+impl Judged {
+    /// A judgement on a sale at `price` that is paid `subsidy`.
+    pub fn new(considered: &Considered, price: Fen, subsidy: Fen) -> Self {
+        let Considered { programme, price_base, computed, amount, verdict, .. } = considered;
+        Self {
+            programme: programme.id.clone(),
+            version: programme.version,
+            price_base: unless(*price_base, price),
+            computed: unless(*computed, *amount),
+            amount: unless(*amount, subsidy),
+            verdict: unless(*verdict, Verdict::Chosen),
+        }
+    }
+
+    /// What the rate was applied to, in the judgement on `made`.
+    pub fn price_base(&self, made: &ClaimMade) -> Fen {
+        self.price_base.unwrap_or(made.sale.price)
+    }
+
+    /// Rate times base, rounded, in the judgement on `made`.
+    pub fn computed(&self, made: &ClaimMade) -> Fen {
+        self.computed.unwrap_or_else(|| self.amount(made))
+    }
+
+    /// What it would pay, in the judgement on `made`.
+    pub fn amount(&self, made: &ClaimMade) -> Fen {
+        self.amount.unwrap_or(made.subsidy)
+    }
+
     /// Whether it pays, or why not.
-    pub verdict: Verdict,
+    pub fn verdict(&self) -> Verdict {
+        self.verdict.unwrap_or(Verdict::Chosen)
+    }
+}
+
+fn unless<T: PartialEq>(value: T, usual: T) -> Option<T> {
+    (value != usual).then_some(value)
 }
 
 /// The keys a claim takes. Each is freed by a later entry that lists it.
@@ -367,14 +409,41 @@ pub struct ClaimMade<S = Arc<Sale>, C = SmallVec<[Judged; 4]>> {
     pub subsidy: Fen,
     /// Every programme that judged the sale, the one that pays first.
     pub considered: C,
-    /// Whether a return gives the person's entitlement back.
-    pub return_restores: bool,
+    /// Whether a return gives the person's entitlement back; `None` if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub return_restores: Option<bool>,
     /// The keys taken.
     pub keys: ClaimKeys,
     /// The request's content, keyed.
     pub fingerprint: Key,
     /// The money moved.
     pub fund: FundDelta,
+}
+
+impl<S, C> ClaimMade<S, C> {
+    /// Whether a return gives the person's entitlement back.
+    pub fn return_restores(&self) -> bool {
+        self.return_restores.unwrap_or(true)
+    }
+}
+
+impl ClaimMade {
+    /// The same with nothing left out, as the first format has it.
+    fn in_full(&self) -> Self {
+        let in_full = |judged: &Judged| Judged {
+            price_base: Some(judged.price_base(self)),
+            computed: Some(judged.computed(self)),
+            amount: Some(judged.amount(self)),
+            verdict: Some(judged.verdict()),
+            ..judged.clone()
+        };
+        Self {
+            sale: Arc::new(Sale { order_line: Some(self.sale.order_line()), ..(*self.sale).clone() }),
+            considered: self.considered.iter().map(in_full).collect(),
+            return_restores: Some(self.return_restores()),
+            ..self.clone()
+        }
+    }
 }
 
 /// A member of an entry that was passed over when it was read.
@@ -486,8 +555,22 @@ impl<M: DeserializeOwned> Entry<M> {
 }
 
 impl Entry {
-    /// Appends the bytes to store and hash to `buffer`.
+    /// Appends the bytes to store and hash to `buffer`, in the format that [`Entry::v`] names.
+    ///
+    /// The first format writes bytes in hexadecimal and leaves nothing out of a claim; since the second
+    /// bytes are written in base64url, and what a claim leaves out is as it mostly is.
     pub fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), serde_json::Error> {
-        serde_json::to_writer(buffer, self)
+        match (self.v, &self.event) {
+            (1, Event::ClaimMade(made)) => {
+                let event = Event::ClaimMade(Arc::new(made.in_full()));
+                Entry { event, ..self.clone() }.write(buffer, JsonBytes::Hex)
+            }
+            (1, _) => self.write(buffer, JsonBytes::Hex),
+            _ => self.write(buffer, JsonBytes::Base64Url),
+        }
+    }
+
+    fn write(&self, buffer: &mut Vec<u8>, bytes: JsonBytes) -> Result<(), serde_json::Error> {
+        self.serialize(&mut serde_json::Serializer::with_formatter(buffer, bytes))
     }
 }

@@ -18,7 +18,7 @@ use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use super::entry::{
-    Balance, ClaimKeys, ClaimMade, ClaimMoved, Entry, Event, FundDelta, Hash, Key, ProgrammeFile,
+    Balance, ClaimKeys, ClaimMade, ClaimMoved, Entry, Event, FundDelta, Hash, Key, ProgrammeFile, VERSION,
 };
 use crate::claim::{ClaimId, FundId, Status, Submitter};
 use crate::identity::RegionCode;
@@ -293,6 +293,7 @@ enum Passing {
 enum Change {
     Stamp(Head, Timestamp),
     Journal(Option<Key>),
+    Format(u16),
     HashKey(Arc<str>, Option<Arc<str>>),
     Programmes(Arc<ProgrammeHistory>, u64),
     PushClaim(ClaimRecord),
@@ -328,6 +329,7 @@ pub struct State {
     head: Head,
     at: Timestamp,
     journal_id: Option<Key>,
+    format: u16,
     hash_keys: BTreeMap<Arc<str>, Arc<str>>,
     programmes: Arc<ProgrammeHistory>,
     activated_at: u64,
@@ -355,6 +357,7 @@ impl Default for State {
             head: Head::EMPTY,
             at: Timestamp::from_ms(0),
             journal_id: None,
+            format: 0,
             hash_keys: BTreeMap::new(),
             programmes: Arc::default(),
             activated_at: 0,
@@ -392,6 +395,12 @@ impl State {
     /// The journal's id; `None` of an empty journal.
     pub fn journal_id(&self) -> Option<Key> {
         self.journal_id
+    }
+
+    /// The format its entries are written in: the version of the first, until a later one raises it; 0 of
+    /// an empty journal.
+    pub fn format(&self) -> u16 {
+        self.format
     }
 
     /// The hash keys in use and their check values.
@@ -574,6 +583,10 @@ impl State {
         digest.bytes(self.head.hash.bytes());
         digest.time(self.at);
         digest.bytes(self.journal_id.as_ref().map_or(&[], |id| id.bytes().as_slice()));
+        // Digests of journals in the first format were made before there was another.
+        if self.format > 1 {
+            digest.number(u64::from(self.format));
+        }
         digest.number(self.activated_at);
         digest.number(self.hash_keys.len() as u64);
         for (key, check) in &self.hash_keys {
@@ -749,6 +762,7 @@ impl State {
                 Change::Stamp(std::mem::replace(&mut self.head, head), std::mem::replace(&mut self.at, at))
             }
             Change::Journal(id) => Change::Journal(std::mem::replace(&mut self.journal_id, id)),
+            Change::Format(version) => Change::Format(std::mem::replace(&mut self.format, version)),
             Change::HashKey(key, check) => {
                 let before = match check {
                     Some(check) => self.hash_keys.insert(Arc::clone(&key), check),
@@ -906,6 +920,7 @@ impl Folding<'_> {
                     "the journal is open already",
                 )?;
                 self.change(Change::Journal(Some(*journal_id)));
+                self.change(Change::Format(entry.v));
             }
             Event::HashKeyIntroduced { key, check } => {
                 ensure(!self.state.hash_keys.contains_key(key), "the hash key is known already")?;
@@ -954,7 +969,18 @@ impl Folding<'_> {
                 ensure(!self.state.spent.contains_key(key), "the key is spent already")?;
                 self.change(Change::Remember(*until, Passing::Spent(*key)));
             }
+            Event::FormatActivated { version } => {
+                ensure(*version > self.state.format, "it does not raise the journal's format")?;
+                ensure(*version <= VERSION, "it raises the format to one that is not known")?;
+                self.change(Change::Format(*version));
+            }
+            Event::SnapshotTaken { position, .. } => {
+                ensure(*position < entry.position, "its snapshot is of what comes after it")?;
+            }
         }
+        ensure(self.state.journal_id.is_some(), "the journal is not open")?;
+        ensure(entry.v == self.state.format, "it is not in the journal's format")?;
+        ensure(entry.v >= entry.event.since(), "its kind came with a later format")?;
         self.change(Change::Stamp(Head { position: entry.position, hash }, entry.at));
         Ok(())
     }
@@ -1060,7 +1086,7 @@ impl Folding<'_> {
             held: 0,
             keys_len: 0,
             status: made.status,
-            return_restores: made.return_restores,
+            return_restores: made.return_restores(),
             has_trade_in: trade_in.is_some(),
         };
         for (byte, given) in record.fingerprint.iter_mut().zip(made.fingerprint.bytes()) {

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use subsidy_pos::journal::postgres::{Place, PostgresJournal};
+use subsidy_pos::journal::sqlite::SqliteJournal;
+use subsidy_pos::journal::{self, Journal};
+use subsidy_pos::ledger::entry::{Algorithm, Entry, Event, Hash, Key};
 use subsidy_pos::time::Timestamp;
 
-use super::Caller;
+use super::{Caller, instant};
 
 /// A row of the journal as a regulator gets it.
 #[derive(Clone, Debug)]
@@ -42,6 +46,32 @@ pub fn rows(regulator: &Caller) -> Vec<Row> {
             entry: item["entry"].as_str().expect("the exact text").to_owned(),
         }));
     }
+}
+
+/// Appends an entry in format `v` to the journal in a directory or a database, which is made where there is
+/// none, as a program that knows no later format would.
+#[track_caller]
+pub fn enter(ledger: &str, v: u16, at: Timestamp, event: Event) {
+    let mut journal: Box<dyn Journal> = if ledger.starts_with("postgres") {
+        Box::new(PostgresJournal::open(&Place::parse(ledger).expect("a place")).expect("a journal"))
+    } else {
+        std::fs::create_dir_all(ledger).expect("a directory");
+        Box::new(SqliteJournal::open(ledger.as_ref()).expect("a journal"))
+    };
+    let head = journal.head().expect("its head");
+    let position = head.position + 1;
+    let entry = Entry { v, position, alg: Algorithm::Sha256, prev: head.hash, at, event };
+    let mut bytes = Vec::new();
+    entry.encode(&mut bytes).expect("an entry");
+    let row = journal::Row { position, hash: Hash::of(&bytes), entry: bytes.into() };
+    journal.append(head, &[row]).expect("it is appended");
+}
+
+/// Begins a journal in the first format, in a directory or a database, before any test's time.
+#[track_caller]
+pub fn begin_in_first_format(ledger: &str) {
+    let journal_id = Key::new(std::array::from_fn(|place| place as u8));
+    enter(ledger, 1, instant("2026-01-01T00:00:00+08:00"), Event::JournalOpened { journal_id });
 }
 
 /// A claim as its entries tell it.
