@@ -9,6 +9,7 @@ use subsidy_pos::ledger::entry::{Entry, Event, Hash};
 use subsidy_pos::ledger::{Stored, writer};
 
 use crate::support::journal::begin_in_first_format;
+use crate::support::postgres::Database;
 use crate::support::service::{also_on_postgres, command, files_below, said};
 use crate::support::{Caller, Options, Service, Value, eventually, fresh_key};
 use crate::tampering::{like, open, row, set, text};
@@ -123,7 +124,7 @@ also_on_postgres!(a_start_from_a_snapshot_is_like_any_other_and_what_lies_before
 
 #[test]
 fn snapshots_are_taken_as_the_journal_grows_and_two_are_kept() {
-    let (service, first, ..) = with_a_snapshot(options());
+    let (mut service, first, ..) = with_a_snapshot(options());
     let mut last = first;
     for _ in 0..3 {
         for _ in 0..10 {
@@ -135,13 +136,58 @@ fn snapshots_are_taken_as_the_journal_grows_and_two_are_kept() {
     // What only says that a snapshot was taken is no reason for another.
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(metric(&service, "snapshot_position"), last);
-    must_agree_after_restart(service, last);
-}
-
-fn must_agree_after_restart(mut service: Service, position: u64) {
+    // Whoever deletes them is not asked for them again.
+    std::fs::remove_dir_all(service.data().join("snapshots")).unwrap();
+    for _ in 0..10 {
+        service.retailer().claimed(&service.sale());
+    }
+    last = snapshot_from(&service, last + 10);
     service.restart();
     assert!(service.log().contains("opened from a snapshot"), "{}", service.log());
-    must_agree(&service, position);
+    must_agree(&service, last);
+}
+
+#[test]
+fn sales_go_on_where_no_snapshot_can_be_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("snapshots"), "a file").unwrap();
+    let mut service = Service::start_with(Options { data: Some(data), ..options() });
+    let told = "the snapshot could not be written";
+    eventually("it is said", PATIENCE, || service.log().contains(told).then_some(()));
+    service.retailer().claimed(&service.sale());
+    service.restart();
+    service.retailer().claimed(&service.sale());
+}
+
+#[test]
+fn processes_on_one_journal_each_keep_their_own() {
+    let (database, directory) = (Database::new(), tempfile::tempdir().unwrap());
+    let kept = |name: &str| directory.path().join(name);
+    let service = |name: &str| {
+        let options =
+            Options { data: Some(directory.path().join("data")), ..options() }.in_database(&database);
+        let own = kept(name);
+        Service::start_with(options.env("SUBSIDY_POS__LEDGER__SNAPSHOT_DIR", own.to_str().unwrap()))
+    };
+    let (one, mut other) = (service("one"), service("other"));
+    let till = one.retailer();
+    let claims: Vec<_> = (0..20).map(|_| till.claimed(&one.sale())).collect();
+    let last = metric(&one, "journal_position");
+    snapshot_from(&one, last);
+    snapshot_from(&other, last);
+    for name in ["one", "other"] {
+        assert!(!files_below(&kept(name)).is_empty(), "{name}");
+    }
+    other.restart();
+    assert!(other.log().contains("opened from a snapshot"), "{}", other.log());
+    must_agree(&other, last);
+    for service in [&one, &other] {
+        let sale = service.sale().with("/device", claims[7]["device"].clone());
+        service.retailer().claim(&sale).must_refuse("device-already-subsidised");
+    }
+    one.must_verify();
 }
 
 #[test]

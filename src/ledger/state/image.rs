@@ -196,21 +196,45 @@ impl State {
 
     /// Everything but the header, the claims and their keys.
     fn rest(&self) -> Vec<u8> {
+        // Every member is named: a new one does not compile until it is known how it is made again.
+        let Self {
+            head: _,
+            at,
+            journal_id: _,
+            format,
+            hash_keys,
+            programmes: _,
+            activations,
+            claims: _,
+            taken,
+            taken_count: _,
+            funds,
+            fund_by_id: _,
+            funds_by_place: _,
+            holds: _,
+            holds_by_fund: _,
+            spent,
+            passing: _,
+            officer_requests,
+            submitters,
+            submitter_numbers: _,
+            scratch: _,
+        } = self;
         let mut out = Vec::new();
-        out.time(self.at);
-        out.extend_from_slice(&self.format.to_be_bytes());
-        out.number(self.activations.len() as u64);
-        for activation in self.activations.iter() {
+        out.time(*at);
+        out.extend_from_slice(&format.to_be_bytes());
+        out.number(activations.len() as u64);
+        for activation in activations.iter() {
             out.number(activation.position);
             out.extend_from_slice(activation.hash.bytes());
         }
-        out.number(self.hash_keys.len() as u64);
-        for (key, check) in &self.hash_keys {
+        out.number(hash_keys.len() as u64);
+        for (key, check) in hash_keys {
             out.text(key);
             out.text(check);
         }
-        out.number(self.funds.len() as u64);
-        for fund in &self.funds {
+        out.number(funds.len() as u64);
+        for fund in funds {
             let Fund { id, programme, region_code, from, to, balance } = fund;
             let Balance { budget, held, redeemed, frozen } = balance;
             out.text(id.as_str());
@@ -223,25 +247,25 @@ impl State {
             out.fen(*redeemed);
             out.push(u8::from(*frozen));
         }
-        out.number(self.spent.len() as u64);
-        for (key, until) in &self.spent {
+        out.number(spent.len() as u64);
+        for (key, until) in spent {
             out.key(key);
             out.time(*until);
         }
-        out.number(self.officer_requests.len() as u64);
-        for (key, (position, fingerprint)) in &self.officer_requests {
+        out.number(officer_requests.len() as u64);
+        for (key, (position, fingerprint)) in officer_requests {
             out.key(key);
             out.number(*position);
             out.key(fingerprint);
         }
-        out.number(self.submitters.len() as u64);
-        for Submitter { retailer, platform } in &self.submitters {
+        out.number(submitters.len() as u64);
+        for Submitter { retailer, platform } in submitters {
             out.text(retailer.as_str());
             out.push(u8::from(platform.is_some()));
             out.text(platform.as_deref().unwrap_or_default());
         }
         // So that room for each is made only once.
-        for table in &self.taken {
+        for table in taken {
             out.extend_from_slice(&u32::try_from(table.len()).unwrap_or(u32::MAX).to_be_bytes());
         }
         out
