@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use aws_lc_rs::digest;
 use hashbrown::HashTable;
@@ -398,7 +398,9 @@ impl<R: Read> Hashing<R> {
     }
 }
 
-/// Claims that stand together, and their keys.
+/// Claims that stand together, and their keys. Blocks are used again and again: buffers of this size that
+/// come and go among what is to stay would leave holes in the memory of the process.
+#[derive(Default)]
 struct Block {
     records: Vec<u8>,
     keys: Vec<u8>,
@@ -524,14 +526,15 @@ impl<R: Read + Send> Image<R> {
         let mut taken = std::mem::take(&mut state.taken);
         let read = std::thread::scope(|scope| {
             let (blocks_out, blocks) = sync_channel(limits::IMAGE_BLOCKS_AHEAD);
-            let reading = scope.spawn(move || self.blocks(|block| blocks_out.send(block).is_ok()));
+            let (used_out, used) = sync_channel(limits::IMAGE_BLOCKS_AHEAD);
+            let reading = scope.spawn(move || self.blocks(&blocks_out, &used));
             let (mut to_index, mut indexing) = (Vec::new(), Vec::new());
             for tables in taken.chunks_mut(limits::KEY_INDEX_SHARDS / THREADS) {
-                let (out, placed) = sync_channel(1);
+                let (out, placed) = sync_channel(limits::IMAGE_BLOCKS_AHEAD);
                 to_index.push(Batch { keys: Vec::new(), out });
                 indexing.push(scope.spawn(move || index(tables, &placed)));
             }
-            let made = make_claims(state, &blocks, to_index);
+            let made = make_claims(state, &blocks, &used_out, to_index);
             // Whoever still sends learns that nobody listens.
             drop(blocks);
             let ended = |_| ImageFault::Malformed("a thread failed");
@@ -546,27 +549,24 @@ impl<R: Read + Send> Image<R> {
         read
     }
 
-    /// Reads block by block, as long as `each` wants more. The SHA-256 of everything.
-    fn blocks(mut self, mut each: impl FnMut(Block) -> bool) -> Result<Hash, ImageFault> {
+    /// Reads block by block, as long as somebody takes them. The SHA-256 of everything.
+    fn blocks(mut self, out: &SyncSender<Block>, used: &Receiver<Block>) -> Result<Hash, ImageFault> {
         let mut claims_left = self.header.claims as usize;
         let mut keys_left = self.header.keys as usize;
         while claims_left > 0 {
             let claims = claims_left.min(BLOCK_CLAIMS);
             claims_left -= claims;
-            let mut records = vec![0; claims * RECORD_BYTES];
+            let Block { mut records, mut keys } = used.try_recv().unwrap_or_default();
+            records.resize(claims * RECORD_BYTES, 0);
             self.source.take(&mut records)?;
-            let keys: usize = records
-                .as_chunks::<RECORD_BYTES>()
-                .0
-                .iter()
-                .map(|record| usize::from(record[KEYS_LEN_AT].min(KEYS_MAX)))
-                .sum();
-            keys_left = keys_left.checked_sub(keys).ok_or(ImageFault::Malformed("it has too few keys"))?;
-            let mut bytes = vec![0; keys * KEY_BYTES];
-            self.source.take(&mut bytes)?;
-            if !each(Block { records, keys: bytes }) {
-                return Err(ImageFault::Malformed("it was not read to its end"));
-            }
+            let records_read = records.as_chunks::<RECORD_BYTES>().0;
+            let count: usize =
+                records_read.iter().map(|record| usize::from(record[KEYS_LEN_AT].min(KEYS_MAX))).sum();
+            keys_left = keys_left.checked_sub(count).ok_or(ImageFault::Malformed("it has too few keys"))?;
+            keys.resize(count * KEY_BYTES, 0);
+            self.source.take(&mut keys)?;
+            let taken = out.send(Block { records, keys });
+            taken.map_err(|_| ImageFault::Malformed("it was not read to its end"))?;
         }
         if keys_left > 0 {
             return Err(ImageFault::Malformed("it has too many keys"));
@@ -579,7 +579,7 @@ impl<R: Read + Send> Image<R> {
 /// Keys on their way to the thread that fills a part of the index.
 struct Batch {
     keys: Vec<Placed>,
-    out: std::sync::mpsc::SyncSender<Vec<Placed>>,
+    out: SyncSender<Vec<Placed>>,
 }
 
 impl Batch {
@@ -593,6 +593,7 @@ impl Batch {
 fn make_claims(
     state: &mut State,
     blocks: &Receiver<Block>,
+    used: &SyncSender<Block>,
     mut to_index: Vec<Batch>,
 ) -> Result<(), ImageFault> {
     let shards = limits::KEY_INDEX_SHARDS / to_index.len().max(1);
@@ -630,6 +631,8 @@ fn make_claims(
                 }
             }
         }
+        // Whether it is used again is the reader's affair.
+        let _ = used.try_send(block);
     }
     to_index.iter_mut().try_for_each(|batch| batch.send(0))?;
     state.holds = holds.into_iter().collect();
@@ -666,18 +669,15 @@ fn record(bytes: &[u8; RECORD_BYTES], keys_at: u32) -> Result<ClaimRecord, Image
     Ok(record)
 }
 
-/// Fills a part of the index with the keys that come, in an order that keeps one table at a time in the
-/// processor's cache.
+/// Fills a part of the index with the keys that come.
 fn index(tables: &mut [HashTable<Slot>], placed: &Receiver<Vec<Placed>>) -> Result<(), ImageFault> {
-    for keys in placed {
-        for Placed { hash, slot, shard } in keys {
-            match tables.get_mut(usize::from(shard)) {
-                // There is room, so nothing is hashed again.
-                Some(table) if table.len() < table.capacity() => {
-                    table.insert_unique(hash, slot, |_| hash);
-                }
-                _ => return Err(ImageFault::Malformed("a part of the index has too many keys")),
+    for Placed { hash, slot, shard } in placed.iter().flatten() {
+        match tables.get_mut(usize::from(shard)) {
+            // There is room, so nothing is hashed again.
+            Some(table) if table.len() < table.capacity() => {
+                table.insert_unique(hash, slot, |_| hash);
             }
+            _ => return Err(ImageFault::Malformed("a part of the index has too many keys")),
         }
     }
     Ok(())
