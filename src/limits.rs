@@ -122,8 +122,6 @@ pub const POSTGRES_KEEPALIVE: Duration = Duration::from_secs(10);
 pub const POSTGRES_READERS: usize = 4;
 /// How long a process takes turns after another has appended before it.
 pub const CONTENTION: Duration = Duration::from_secs(1);
-/// How long one of several processes may go on appending before another has its turn.
-pub const TURN: Duration = Duration::from_millis(5);
 /// How long a process waits for its turn before it goes on without.
 pub const TURN_WAIT: Duration = Duration::from_millis(250);
 /// Batches of entries folded by one thread alone before others help: all that is missing while the service
@@ -153,6 +151,8 @@ pub const PERSON_LIMIT_MAX: u16 = 100;
 pub const LEDGER_PROBE: Duration = Duration::from_millis(100);
 /// Times in a row that a batch is decided again because another process appended first.
 pub const WRITER_LOST_RACES_MAX: usize = 32;
+/// Entries appended last that are kept in memory for those who ask again: some 10 MB.
+pub const RECENT_ENTRIES: usize = 8192;
 /// How often a process looks whether it still is as its journal says a process should be.
 pub const WATCH_PACE: Duration = Duration::from_secs(1);
 /// How far the machine's clock may be from PostgreSQL's.
@@ -168,8 +168,13 @@ pub const BOOK_BATCH_ENTRIES_MAX: usize = 16 * 1024;
 pub const BOOK_INBOX_ENTRIES_MAX: usize = 16 * 1024;
 /// How long the projector gathers entries while nobody waits for the book.
 pub const BOOK_PACE: Duration = Duration::from_millis(200);
-/// How long it leaves the book to another process that was faster, while nobody waits for the book.
+/// How often it looks how far another process has come that carries the book on.
 pub const BOOK_PACE_BESIDE: Duration = Duration::from_secs(1);
+/// The same while somebody waits for it.
+pub const BOOK_GLANCE: Duration = Duration::from_millis(20);
+/// How long a book may stand still that another process carries on, before this one looks whether there is
+/// something to be done.
+pub const BOOK_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the projector pauses after failing again and again.
 pub const BOOK_RETRY_MAX: Duration = Duration::from_secs(60);
 /// How long the projector pauses at most while a database is away.
@@ -291,7 +296,6 @@ pub const WORKERS_MAX: u32 = 256;
 /// Requests per second that a rate limit may be set to.
 pub const RATE_PER_SECOND_MAX: u32 = 1_000_000;
 
-const _: () = assert!(TURN.as_millis() < TURN_WAIT.as_millis());
 const _: () = assert!(TURN_WAIT.as_millis() < CONTENTION.as_millis());
 const _: () = assert!(TURN_WAIT.as_millis() < POSTGRES_TIMEOUT.as_millis());
 const _: () = assert!(DECISION_TIMEOUT.as_secs() < SHUTDOWN_TIMEOUT.as_secs());

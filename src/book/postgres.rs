@@ -31,6 +31,8 @@ use crate::limits;
 
 /// Names the lock under which tables are made and dropped.
 const TABLES_LOCK: i64 = 0x7375_6273_6964_7902;
+/// Held by the process that carries the book on.
+const PROJECTOR_LOCK: i64 = 0x7375_6273_6964_7903;
 const SESSION: &str = "SET search_path = book; SET synchronous_commit = off";
 
 /// Drops the tables, as far as they are there.
@@ -74,7 +76,13 @@ pub fn open(
         .enable_all()
         .build()
         .map_err(|error| TablesError::Unavailable(error.to_string()))?;
-    let mut tables = PostgresTables { place: place.clone(), runtime: own_runtime, client: None, names: None };
+    let mut tables = PostgresTables {
+        place: place.clone(),
+        runtime: own_runtime,
+        client: None,
+        carries_on: false,
+        names: None,
+    };
     match tables.head() {
         Err(TablesError::Unfit(cause)) => {
             tracing::warn!(cause, "the book is dropped and rebuilt");
@@ -187,6 +195,8 @@ pub struct PostgresTables {
     place: Place,
     runtime: Runtime,
     client: Option<Client>,
+    /// Whether this connection holds the lock of whoever carries the book on.
+    carries_on: bool,
     /// The table `names`; `None` when another process or a rollback may have made it differ.
     names: Option<Names>,
 }
@@ -199,6 +209,7 @@ impl PostgresTables {
         work: impl AsyncFnOnce(&mut Client, &mut Option<Names>) -> Result<T, TablesError>,
     ) -> Result<T, TablesError> {
         let held = self.client.take().filter(|client| !client.is_closed());
+        self.carries_on &= held.is_some();
         let mut names = self.names.take();
         let place = &self.place;
         let (client, names, result) = self.runtime.block_on(async move {
@@ -216,7 +227,7 @@ impl PostgresTables {
         match &result {
             Ok(_) => (self.client, self.names) = (client, names),
             Err(TablesError::Moved | TablesError::Contradiction(_)) => self.client = client,
-            Err(_) => {}
+            Err(_) => self.carries_on = false,
         }
         result
     }
@@ -230,6 +241,16 @@ impl Tables for PostgresTables {
         })
     }
 
+    fn carry_on(&mut self) -> Result<bool, TablesError> {
+        if !self.carries_on || self.client.as_ref().is_none_or(Client::is_closed) {
+            self.carries_on = self.with(async |client, _| {
+                let locked = client.query_one("SELECT pg_try_advisory_lock($1)", &[&PROJECTOR_LOCK]).await?;
+                Ok(locked.try_get(0)?)
+            })?;
+        }
+        Ok(self.carries_on)
+    }
+
     fn apply(&mut self, expected: Head, next: Head, entries: &[Arc<Stored>]) -> Result<(), TablesError> {
         self.with(async |client, names| {
             let transaction = client.transaction().await?;
@@ -240,6 +261,7 @@ impl Tables for PostgresTables {
 
     fn reset(&mut self) -> Result<(), TablesError> {
         self.client = None;
+        self.carries_on = false;
         self.names = None;
         let place = &self.place;
         self.runtime.block_on(async {

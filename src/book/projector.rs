@@ -3,7 +3,8 @@
 //! It never makes the writer wait. The writer offers each batch of durable entries through the
 //! [`Feed`]; what the projector misses there it reads from the journal. Any process may project: the
 //! book's head moves together with its rows and only from where it was expected, so whoever loses a
-//! race looks again. A book that does not belong to the journal (another history, a restored copy, a
+//! race looks again. So that they do not all do the same work, one carries the book on and the others
+//! watch it ([`Tables::carry_on`]); they step in when it stands still. A book that does not belong to the journal (another history, a restored copy, a
 //! damaged file) is dropped and rebuilt.
 
 use std::collections::VecDeque;
@@ -26,6 +27,12 @@ use crate::limits;
 pub trait Tables: Send {
     /// The entry up to which the book is true, [`Head::EMPTY`] of an empty book.
     fn head(&mut self) -> Result<Head, TablesError>;
+
+    /// Whether this process is the one to carry the book on; if another is, that one has shown that it
+    /// is there. Only a courtesy: [`Tables::apply`] is what keeps two apart.
+    fn carry_on(&mut self) -> Result<bool, TablesError> {
+        Ok(true)
+    }
 
     /// Folds `entries`, which follow `expected` without gaps and end at `next`, in and moves the head,
     /// all or nothing, if the head is still `expected`.
@@ -166,6 +173,11 @@ impl Feed {
         self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Forgets what was offered: another process carries the book on.
+    fn forget(&self) {
+        self.inbox().entries.clear();
+    }
+
     /// How many entries wait to be taken.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
@@ -263,7 +275,15 @@ impl Projector {
         feed: Feed,
         runtime: Handle,
     ) -> io::Result<Self> {
-        let mut work = Work { tables, reader, feed: feed.clone(), runtime, head: None, rebuilding: false };
+        let mut work = Work {
+            tables,
+            reader,
+            feed: feed.clone(),
+            runtime,
+            head: None,
+            rebuilding: false,
+            watched: None,
+        };
         let thread = std::thread::Builder::new().name("book".into()).spawn(move || work.run())?;
         Ok(Self { feed, thread: Some(thread) })
     }
@@ -294,6 +314,8 @@ struct Work {
     head: Option<Head>,
     /// Whether the book was emptied and has not caught up since; it is not emptied again before.
     rebuilding: bool,
+    /// Where another process that carries the book on has come, and since when it is there.
+    watched: Option<(u64, Instant)>,
 }
 
 /// Whether there is more to do at once.
@@ -301,7 +323,7 @@ struct Work {
 enum Progress {
     More,
     CaughtUp,
-    /// Another process is at it; this one looks again later, in case that one ends.
+    /// Another process is at it; this one watches, in case that one ends.
     Another,
 }
 
@@ -335,12 +357,16 @@ impl Work {
             match self.step() {
                 Ok(progress) => {
                     failures = 0;
-                    let pause = match progress {
-                        Progress::More => Duration::ZERO,
-                        Progress::CaughtUp => limits::BOOK_PACE,
-                        Progress::Another => limits::BOOK_PACE_BESIDE,
+                    let goes_on = match progress {
+                        Progress::More => self.feed.rest(Duration::ZERO),
+                        Progress::CaughtUp => self.feed.rest(limits::BOOK_PACE),
+                        // It does not hurry for those who wait here: they are told soon how far it is.
+                        Progress::Another => {
+                            self.feed.back_off(limits::BOOK_GLANCE)
+                                && self.feed.rest(limits::BOOK_PACE_BESIDE)
+                        }
                     };
-                    if !self.feed.rest(pause) {
+                    if !goes_on {
                         return;
                     }
                 }
@@ -385,6 +411,9 @@ impl Work {
         if self.feed.take_doubt() {
             return Err(TablesError::Unfit("a reader found it damaged".to_owned()).into());
         }
+        if self.is_for_another()? {
+            return Ok(Progress::Another);
+        }
         let head = match self.head {
             Some(head) => head,
             None => self.recognise()?,
@@ -405,6 +434,30 @@ impl Work {
         self.head = Some(head);
         self.feed.reached(head.position);
         Ok(progress)
+    }
+
+    /// Whether another process carries the book on, and goes on with it. Whoever waits here is told how far
+    /// it has come.
+    fn is_for_another(&mut self) -> Result<bool, Stuck> {
+        if self.tables.carry_on()? {
+            self.watched = None;
+            return Ok(false);
+        }
+        self.feed.forget();
+        let head = match self.head {
+            Some(_) => self.tables.head()?,
+            None => self.recognise()?,
+        };
+        // It was this journal's book, and whoever moved it since had made sure of that too.
+        self.head = Some(head);
+        self.feed.reached(head.position);
+        Ok(match self.watched {
+            Some((before, since)) if before == head.position => since.elapsed() < limits::BOOK_PATIENCE,
+            _ => {
+                self.watched = Some((head.position, Instant::now()));
+                true
+            }
+        })
     }
 
     /// The book's head, after making sure that the journal has the very entry it names.

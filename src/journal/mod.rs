@@ -10,6 +10,8 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use crate::ledger::entry::Hash;
+#[cfg(doc)]
+use crate::limits;
 use crate::time::Timestamp;
 
 pub mod postgres;
@@ -74,14 +76,15 @@ pub trait Journal: Send {
     /// Whether other processes may append to the same journal.
     fn is_shared(&self) -> bool;
 
-    /// Waits for this process's turn where several share a journal, so that they do not decide in vain.
-    /// Whether others may have appended since the last turn, so that their entries should be folded now.
-    /// Only a courtesy: [`Journal::append`] is what keeps two writers apart.
-    fn take_turn(&mut self) -> Result<bool, JournalError> {
-        Ok(false)
+    /// Waits for this process's turn where several append to one journal, so that they do not decide in
+    /// vain, and gives what follows position `after` then: at most [`limits::JOURNAL_READ_ENTRIES_MAX`]
+    /// rows. A turn ends with the next append. `None` while nobody else appends: there is nothing to wait
+    /// for. Only a courtesy: [`Journal::append`] is what keeps two writers apart.
+    fn take_turn(&mut self, _after: u64) -> Result<Option<Vec<Row>>, JournalError> {
+        Ok(None)
     }
 
-    /// Lets others have their turn; there is nothing to append for now.
+    /// Lets others have their turn; there was nothing to append.
     fn end_turn(&mut self) {}
 }
 

@@ -3,8 +3,9 @@
 //! An append is one statement that writes only if the journal still ends where the writer says: whoever
 //! is first wins, the other folds what was written and decides again. A process that has lost such a race
 //! takes turns with the others for a while, under an advisory lock, so that they do not decide in vain; as
-//! long as nobody else appends nobody waits for a lock. The turns are a courtesy, and everything holds
-//! without them.
+//! long as nobody else appends nobody waits for a lock. A turn is one append: the lock is asked for
+//! together with what others have appended, and given back together with the append, so that it costs no
+//! round trip of its own. The turns are a courtesy, and everything holds without them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -165,35 +166,53 @@ impl Session {
         Ok(rows)
     }
 
-    async fn append(&self, expected: Head, rows: &[Row], in_turn: bool) -> Result<(), JournalError> {
+    async fn append(&self, expected: Head, rows: &[Row], turn: Turn) -> Result<(), JournalError> {
         let positions: Vec<i64> = rows.iter().map(|row| signed(row.position)).collect();
         let hashes: Vec<&[u8]> = rows.iter().map(|row| row.hash.bytes().as_slice()).collect();
         let entries: Result<Vec<&str>, _> = rows.iter().map(|row| std::str::from_utf8(&row.entry)).collect();
         let entries = entries.map_err(|error| JournalError::Unusable(error.to_string()))?;
         let (position, hash) = (signed(expected.position), expected.hash.bytes().as_slice());
         let values: [&(dyn ToSql + Sync); 6] = [&position, &hash, &positions, &hashes, &entries, &TURN_LOCK];
-        let inserted = match (in_turn, &values) {
-            (true, [values @ .., _]) => self.client.execute(&self.append, values).boxed(),
-            (false, values) => self.client.execute(&self.append_out_of_turn, values).boxed(),
+        let inserted = match (turn, &values) {
+            (Turn::NotNeeded, values) => self.client.execute(&self.append_out_of_turn, values).boxed(),
+            (_, [values @ .., _]) => self.client.execute(&self.append, values).boxed(),
         };
-        match tokio::time::timeout(limits::POSTGRES_TIMEOUT, inserted).await {
-            Ok(Ok(0)) => Err(JournalError::Moved),
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => Err(JournalError::Moved),
-            Ok(Err(error)) => Err(JournalError::Unknown(words(&error))),
+        let unlocked = match turn {
+            Turn::Own => self.client.execute(&self.unlock, &[&TURN_LOCK]).boxed(),
+            _ => std::future::ready(Ok(0)).boxed(),
+        };
+        // Both are sent before the first is answered: whoever is next goes on as soon as this is durable.
+        let done = async { tokio::join!(inserted, unlocked) };
+        match tokio::time::timeout(limits::POSTGRES_TIMEOUT, done).await {
+            Ok((Ok(0), _)) => Err(JournalError::Moved),
+            Ok((Ok(_), _)) => Ok(()),
+            Ok((Err(error), _)) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+                Err(JournalError::Moved)
+            }
+            Ok((Err(error), _)) => Err(JournalError::Unknown(words(&error))),
             Err(_) => Err(JournalError::Unknown("PostgreSQL took too long".into())),
         }
     }
 
-    /// Waits for the turn; false where whoever has it does not go on.
-    async fn lock(&self) -> Result<bool, JournalError> {
+    /// Waits for the turn, and reads what follows `after` then. Without the turn where whoever has it does
+    /// not go on.
+    async fn take_turn(&self, after: u64) -> Result<(Turn, Vec<Row>), JournalError> {
+        let (after, limit) = (above(after), signed(limits::JOURNAL_READ_ENTRIES_MAX as u64));
         let locked = self.client.execute(&self.lock, &[&TURN_LOCK]);
-        match tokio::time::timeout(limits::POSTGRES_TIMEOUT, locked).await {
-            Ok(Ok(_)) => Ok(true),
-            Ok(Err(error)) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(false),
-            Ok(Err(error)) => Err(JournalError::Unknown(words(&error))),
-            Err(_) => Err(JournalError::Unknown("PostgreSQL took too long".into())),
-        }
+        let values: [&(dyn ToSql + Sync); 2] = [&after, &limit];
+        let found = self.client.query(&self.after, &values);
+        // In this order on one connection: what is read is as of the turn.
+        let done = async { tokio::join!(locked, found) };
+        let (locked, found) = tokio::time::timeout(limits::POSTGRES_TIMEOUT, done)
+            .await
+            .map_err(|_| JournalError::Unknown("PostgreSQL took too long".into()))?;
+        let turn = match locked {
+            Ok(_) => Turn::Own,
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Turn::Missed(Instant::now()),
+            Err(error) => return Err(JournalError::Unknown(words(&error))),
+        };
+        let rows = found.and_then(|rows| rows.iter().map(row).collect());
+        Ok((turn, rows.map_err(|error| JournalError::Unknown(words(&error)))?))
     }
 
     async fn unlock(&self) -> Result<(), JournalError> {
@@ -266,8 +285,8 @@ async fn check_version(client: &Client) -> Result<(), JournalError> {
 enum Turn {
     /// Nobody else has appended of late.
     NotNeeded,
-    /// This process's, since then.
-    Own(Instant),
+    /// This process's, until it has appended.
+    Own,
     /// It was waited for in vain then; for a while whoever appends first wins.
     Missed(Instant),
 }
@@ -371,8 +390,11 @@ impl Journal for PostgresJournal {
     }
 
     fn append(&mut self, expected: Head, rows: &[Row]) -> Result<(), JournalError> {
-        let in_turn = self.turn != Turn::NotNeeded;
-        let appended = self.with(async |session| session.append(expected, rows, in_turn).await);
+        let turn = self.turn;
+        let appended = self.with(async |session| session.append(expected, rows, turn).await);
+        if turn == Turn::Own {
+            self.turn = Turn::NotNeeded;
+        }
         if matches!(appended, Err(JournalError::Moved)) {
             self.contended_until = Some(Instant::now() + limits::CONTENTION);
         }
@@ -393,27 +415,30 @@ impl Journal for PostgresJournal {
         true
     }
 
-    fn take_turn(&mut self) -> Result<bool, JournalError> {
+    fn take_turn(&mut self, after: u64) -> Result<Option<Vec<Row>>, JournalError> {
+        self.end_turn();
         if self.contended_until.is_none_or(|until| Instant::now() >= until) {
             self.contended_until = None;
-            self.end_turn();
             self.turn = Turn::NotNeeded;
-            return Ok(false);
+            return Ok(None);
         }
-        match self.turn {
-            Turn::Own(since) if since.elapsed() < limits::TURN => return Ok(false),
-            // Whoever has it does not go on: it is not waited for again and again.
-            Turn::Missed(since) if since.elapsed() < limits::CONTENTION => return Ok(true),
-            // Whoever waits is served first.
-            _ => self.end_turn(),
+        // Whoever has it and does not go on is not waited for again and again.
+        let is_missed = matches!(self.turn, Turn::Missed(since) if since.elapsed() < limits::CONTENTION);
+        let rows = if is_missed {
+            self.read(after, limits::JOURNAL_READ_ENTRIES_MAX)?
+        } else {
+            let (turn, rows) = self.with(async |session| session.take_turn(after).await)?;
+            self.turn = turn;
+            rows
+        };
+        if !rows.is_empty() {
+            self.contended_until = Some(Instant::now() + limits::CONTENTION);
         }
-        let has_it = self.with(async |session| session.lock().await)?;
-        self.turn = if has_it { Turn::Own(Instant::now()) } else { Turn::Missed(Instant::now()) };
-        Ok(true)
+        Ok(Some(rows))
     }
 
     fn end_turn(&mut self) {
-        if !matches!(self.turn, Turn::Own(_)) {
+        if self.turn != Turn::Own {
             return;
         }
         self.turn = Turn::NotNeeded;

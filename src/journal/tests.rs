@@ -156,14 +156,12 @@ mod on_postgres {
     /// What a writer does: takes its turn, looks, appends; again if another was faster. Says how often it was.
     fn append_until_it_is_in(journal: &mut PostgresJournal, what: &str) -> u32 {
         let mut lost = 0;
-        let mut known = None;
         loop {
-            if journal.take_turn().unwrap() {
-                known = None;
-            }
-            let head = match known {
-                Some(head) => head,
-                None => journal.head().unwrap(),
+            let head = journal.head().unwrap();
+            let head = match journal.take_turn(head.position).unwrap() {
+                Some(others) if others.is_empty() => head,
+                Some(others) => head_of(&others),
+                None => head,
             };
             match journal.append(head, &rows(head, 1, what)) {
                 Ok(()) => return lost,
@@ -225,7 +223,7 @@ mod on_postgres {
                         one.append(Head::EMPTY, &rows(Head::EMPTY, 1, "x")),
                         Err(JournalError::Moved)
                     ));
-                    assert!(one.take_turn().unwrap(), "it has lost a race and takes turns");
+                    assert!(one.take_turn(1).unwrap().is_some(), "it has lost a race and takes turns");
                     one
                 })
                 .join()

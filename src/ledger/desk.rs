@@ -19,7 +19,7 @@ use super::apply::{self, Answer, Decision};
 use super::command::{CancelOutcome, ClaimAt, Command, Failure, FundView, Outcome, Quoted, Stored};
 use super::entry::{Algorithm, Effects, Entry, Event, Hash, Key, Unreadable, VERSION};
 use super::state::{State, Undo};
-use super::writer::{Observer, OpenError, Shared, Work, catch_up, fold_rest, published};
+use super::writer::{Observer, OpenError, Shared, Work, catch_up_from, fold_rest, published};
 use crate::clock::Clock;
 use crate::journal::{Head, Journal, JournalError, Row};
 use crate::limits;
@@ -151,6 +151,15 @@ impl Batch {
     }
 }
 
+/// Whether this process has its turn to append.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Turn {
+    /// Nobody else appends.
+    NotNeeded,
+    /// It was waited for; it ends with the next append.
+    Taken,
+}
+
 /// What an append came to: the rows back, and how long it took.
 type Appended = (Vec<Row>, Result<Duration, JournalError>);
 
@@ -233,6 +242,8 @@ pub struct Desk {
     shared: Arc<Shared>,
     /// Whether the journal may hold something that the state has not seen.
     in_doubt: bool,
+    /// Whether it was told to stop.
+    is_stopping: bool,
 }
 
 impl Desk {
@@ -246,7 +257,7 @@ impl Desk {
     ) -> Result<Self, OpenError> {
         let journal = Arc::new(Mutex::new(journal));
         let appender = Appender::start(Arc::clone(&journal))?;
-        Ok(Self { state, journal, appender, clock, observer, shared, in_doubt: false })
+        Ok(Self { state, journal, appender, clock, observer, shared, in_doubt: false, is_stopping: false })
     }
 
     /// Gives an empty journal its first entry.
@@ -272,10 +283,9 @@ impl Desk {
     /// Serves until it is told to stop and nothing is queued any more.
     pub fn run(mut self, queue: &Receiver<Work>) {
         let _until_the_end = Alarm(Arc::clone(&self.shared));
-        let mut stop = false;
         loop {
             let first = match self.until_own_work() {
-                _ if stop => None,
+                _ if self.is_stopping => None,
                 Some(wait) => match queue.recv_timeout(wait) {
                     Ok(work) => Some(work),
                     Err(RecvTimeoutError::Timeout) => None,
@@ -287,14 +297,15 @@ impl Desk {
                 },
             };
             let mut batch = Batch::default();
-            stop |= self.fill(&mut batch, first, queue);
-            let mut prepared = self.prepare(&mut batch);
-            // While a batch is written, those who come are decided on top of it. What changes how commands
-            // are prepared is written first.
-            while prepared.is_ok() && batch.is_worth_sending() && self.send(&mut batch) {
+            self.fill(&mut batch, first, queue);
+            let mut prepared = self.prepare(&mut batch, queue);
+            // While a batch is written, those who come are decided on top of it; not where others may append
+            // in between. What changes how commands are prepared is written first.
+            while matches!(prepared, Ok(Turn::NotNeeded)) && batch.is_worth_sending() && self.send(&mut batch)
+            {
                 let mut next = Batch::default();
                 let landed = loop {
-                    stop |= self.fill(&mut next, None, queue);
+                    self.fill(&mut next, None, queue);
                     self.decide(&mut next);
                     if let Some(landed) = self.appender.wait(&mut batch.rows) {
                         break landed;
@@ -316,25 +327,22 @@ impl Desk {
                 };
                 self.answer(batch, written);
                 batch = next;
-                stop |= self.fill(&mut batch, None, queue);
-                prepared = self.prepare(&mut batch);
+                self.fill(&mut batch, None, queue);
+                prepared = self.prepare(&mut batch, queue);
             }
-            let written = prepared.and_then(|()| self.write(&mut batch));
+            let written = prepared.and_then(|_| self.write(&mut batch));
+            lock(&self.journal).end_turn();
             self.answer(batch, written);
-            if queue.is_empty() {
-                lock(&self.journal).end_turn();
-                if stop {
-                    return;
-                }
+            if self.is_stopping && queue.is_empty() {
+                return;
             }
         }
     }
 
-    fn fill(&self, batch: &mut Batch, first: Option<Work>, queue: &Receiver<Work>) -> bool {
+    fn fill(&mut self, batch: &mut Batch, first: Option<Work>, queue: &Receiver<Work>) {
         let before = batch.commands.len();
-        let stop = batch.fill(first, queue);
+        self.is_stopping |= batch.fill(first, queue);
         self.shared.queued.fetch_sub(batch.commands.len() - before, Ordering::Relaxed);
-        stop
     }
 
     /// Never before the last entry.
@@ -355,24 +363,28 @@ impl Desk {
         Some(if self.in_doubt { RETRY } else { Duration::from_millis(wait) })
     }
 
-    /// Sees to it that a batch is decided on what the journal holds, as far as this process can know.
-    fn prepare(&mut self, batch: &mut Batch) -> Result<(), OpenError> {
+    /// Sees to it that a batch is decided on what the journal holds, as far as this process can know, and
+    /// when it is this process's turn. Those who came while it was waited for are decided too.
+    fn prepare(&mut self, batch: &mut Batch, queue: &Receiver<Work>) -> Result<Turn, OpenError> {
         if self.in_doubt {
             self.take_back(batch);
             self.resolve_doubt()?;
         }
+        let mut turn = Turn::NotNeeded;
         if batch.wants_to_change_something() {
-            // Others may have had their turn since.
-            let may_be_behind = lock(&self.journal).take_turn();
-            if !matches!(may_be_behind, Ok(false)) {
+            let durable = batch.expected().unwrap_or(self.state.head());
+            let others = lock(&self.journal).take_turn(durable.position);
+            if !matches!(others, Ok(None)) {
                 self.take_back(batch);
             }
-            if may_be_behind? {
-                self.catch_up()?;
+            if let Some(others) = others? {
+                self.fold_others(others)?;
+                self.fill(batch, None, queue);
+                turn = Turn::Taken;
             }
         }
         self.decide(batch);
-        Ok(())
+        Ok(turn)
     }
 
     /// Decides the commands of a batch that are not decided yet, in order, and folds what they enter.
@@ -525,9 +537,20 @@ impl Desk {
             return Err(error.into());
         }
         // Others have appended: theirs are folded first, and it is this process's turn to wait for.
-        lock(&self.journal).take_turn()?;
-        self.ensure_same_history()?;
-        self.catch_up()?;
+        let after = self.state.head().position;
+        let others = match batch.wants_to_change_something() {
+            true => lock(&self.journal).take_turn(after)?,
+            false => None,
+        };
+        let others = match others {
+            Some(others) => others,
+            None => lock(&self.journal).read(after, limits::JOURNAL_READ_ENTRIES_MAX)?,
+        };
+        // Entries that follow the head show that the journal still has it: each names the one before.
+        if others.is_empty() {
+            self.ensure_same_history()?;
+        }
+        self.fold_others(others)?;
         self.in_doubt = false;
         self.decide(batch);
         // What only answers is true as of the catching up.
@@ -575,7 +598,7 @@ impl Desk {
     /// What was folded is durable.
     fn settle(&mut self, batch: &mut Batch) {
         batch.undo.clear();
-        batch.rows.clear();
+        self.shared.recent.keep(&mut batch.rows);
         let Some(last) = batch.fresh.last() else { return };
         self.observer.appended(&batch.fresh);
         if batch.is_published() {
@@ -649,10 +672,19 @@ impl Desk {
     /// Folds what other processes have appended. Nobody is told of it: the book is carried on by whoever
     /// comes first, from the journal.
     fn catch_up(&mut self) -> Result<(), OpenError> {
+        let after = self.state.head().position;
+        let others = lock(&self.journal).read(after, limits::JOURNAL_READ_ENTRIES_MAX)?;
+        self.fold_others(others)
+    }
+
+    /// The same, the first of their rows having been read.
+    fn fold_others(&mut self, first: Vec<Row>) -> Result<(), OpenError> {
         let before = self.state.head();
         let mut is_news = false;
         let caught_up =
-            catch_up(&mut self.state, &mut **lock(&self.journal), &mut |stored: Stored<Effects>| {
+            catch_up_from(&mut self.state, &mut **lock(&self.journal), first, &mut |stored: Stored<
+                Effects,
+            >| {
                 is_news |= is_published(&stored.entry.event)
             });
         if is_news {

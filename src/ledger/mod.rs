@@ -10,6 +10,7 @@ pub mod command;
 mod desk;
 pub mod entry;
 pub mod keys;
+mod recent;
 pub mod snapshot;
 pub mod state;
 mod views;

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::command::{Command, Failure, Outcome, Stored};
 use super::desk::Desk;
 use super::entry::{ClaimMade, Effects, Entry, Hash, Key};
+use super::recent::Recent;
 use super::state::{FoldError, State};
 use super::{KeyRing, Published};
 use crate::clock::Clock;
@@ -87,6 +88,7 @@ pub(super) struct Shared {
     pub published: ArcSwap<Published>,
     pub queued: AtomicUsize,
     pub position: AtomicU64,
+    pub recent: Recent,
     /// What keeps the ledger from deciding.
     pub trouble: ArcSwapOption<&'static str>,
     /// Whether other processes may append to the same journal.
@@ -153,6 +155,7 @@ impl Ledger {
             published: ArcSwap::from_pointee(published(&state)),
             queued: AtomicUsize::new(0),
             position: AtomicU64::new(state.head().position),
+            recent: Recent::default(),
             trouble: ArcSwapOption::empty(),
             is_shared: journal.is_shared(),
         });
@@ -222,10 +225,13 @@ impl Ledger {
 
     /// Entries, their hashes checked, in the order asked for.
     pub async fn stored_all(&self, positions: &[u64]) -> Result<Vec<Arc<Stored>>, Failure> {
-        let rows = self.reader.rows(positions).await.map_err(|error| {
-            tracing::error!(%error, "entries could not be read");
-            Failure::Unavailable
-        })?;
+        let rows = match self.shared.recent.rows(positions) {
+            Some(rows) => rows,
+            None => self.reader.rows(positions).await.map_err(|error| {
+                tracing::error!(%error, "entries could not be read");
+                Failure::Unavailable
+            })?,
+        };
         rows.iter()
             .map(|row| {
                 stored(row).map(Arc::new).map_err(|error| {
@@ -294,6 +300,21 @@ where
     S: DeserializeOwned + Send + Sync,
     C: DeserializeOwned + Send + Sync,
 {
+    let first = journal.read(state.head().position, limits::JOURNAL_READ_ENTRIES_MAX)?;
+    catch_up_from(state, journal, first, each)
+}
+
+/// The same, the first rows having been read.
+pub(super) fn catch_up_from<S, C>(
+    state: &mut State,
+    journal: &mut dyn Journal,
+    mut first: Vec<Row>,
+    each: &mut dyn FnMut(Stored<ClaimMade<S, C>>),
+) -> Result<(), OpenError>
+where
+    S: DeserializeOwned + Send + Sync,
+    C: DeserializeOwned + Send + Sync,
+{
     let after = state.head().position;
     let mut fold_all = |decoded: Result<Vec<Stored<ClaimMade<S, C>>>, OpenError>| -> Result<(), OpenError> {
         for stored in decoded? {
@@ -303,7 +324,6 @@ where
         Ok(())
     };
     let decode = |rows: Vec<Row>| rows.iter().map(stored).collect();
-    let mut first = journal.read(after, limits::JOURNAL_READ_ENTRIES_MAX)?;
     for _ in 0..limits::CATCH_UP_BATCHES_ALONE {
         let is_all = first.len() < limits::JOURNAL_READ_ENTRIES_MAX;
         let last = first.last().map_or(after, |row| row.position);
