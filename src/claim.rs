@@ -281,8 +281,9 @@ pub struct TradeIn {
 pub struct Sale {
     /// The retailer's order number.
     pub order_no: Reference,
-    /// The line of the order.
-    pub order_line: OrderLine,
+    /// The line of the order; `None` for the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order_line: Option<OrderLine>,
     /// The class of product.
     pub category: Category,
     /// Final price of the item, after every discount that lowers it.
@@ -315,6 +316,13 @@ pub struct Sale {
     /// The old device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trade_in: Option<TradeIn>,
+}
+
+impl Sale {
+    /// The line of the order.
+    pub fn order_line(&self) -> OrderLine {
+        self.order_line.unwrap_or_default()
+    }
 }
 
 /// Who submits: a retailer itself, or a platform for a retailer.

@@ -101,8 +101,8 @@ pub const FOLD_DROPS_MAX: usize = 64;
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
 /// Entries read from the journal at a time.
 pub const JOURNAL_READ_ENTRIES_MAX: usize = 128;
-/// Bytes in a page of the embedded journal. An entry has some 1,400: two would fit into 4 KiB, and eleven
-/// fit into this.
+/// Bytes in a page of the embedded journal. An entry has some 1,100: three would fit into 4 KiB, and
+/// fourteen fit into this.
 pub const JOURNAL_PAGE_BYTES: u32 = 16 * 1024;
 /// Bytes of entries after which the embedded journal's write-ahead log is carried over into its file.
 pub const JOURNAL_CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;

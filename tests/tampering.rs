@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use rusqlite::types::Value as Cell;
 use rusqlite::{Connection, params};
 
@@ -309,19 +311,15 @@ pub fn forge_from(connection: &Connection, from: u64) {
             Some((was, is)) => old.replacen(was, is, 1),
         };
         assert_ne!(new, old, "position {position} is rewritten");
-        let old_hex = match &old_hash {
-            Cell::Blob(bytes) => hex(bytes),
-            Cell::Text(text) => text.clone(),
+        // As the next entry names it.
+        let named = |hash: &Cell| match hash {
+            Cell::Blob(bytes) => BASE64URL.encode(bytes),
             other => panic!("{other:?}"),
         };
         let new_hash = hash(&new, &old_hash);
-        let new_hex = match &new_hash {
-            Cell::Blob(bytes) => hex(bytes),
-            Cell::Text(text) => text.clone(),
-            other => panic!("{other:?}"),
-        };
+        let (old_name, new_name) = (named(&old_hash), named(&new_hash));
         set(connection, position, &(new_hash, like(&old_entry, std::mem::take(&mut new).into_bytes())));
-        before = Some((old_hex, new_hex));
+        before = Some((old_name, new_name));
     }
 }
 

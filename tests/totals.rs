@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
+use subsidy_pos::secrets::hex;
+
 use crate::support::journal::{Fold, day};
 use crate::support::service::also_on_postgres;
 use crate::support::{Caller, Random, Sale, Service, Value, fen, json, yuan};
@@ -223,21 +227,20 @@ fn the_journal_can_be_read_and_checked_by_anyone_who_may() {
     }
     let regulator = service.regulator();
     let rows = crate::support::journal::rows(&regulator);
-    let mut before = "0".repeat(64);
+    let mut before = vec![0; 32];
     for (index, row) in rows.iter().enumerate() {
         let entry = row.parsed();
         assert_eq!(row.position, index as u64 + 1);
         assert_eq!(entry["position"], row.position);
-        assert_eq!(entry["prev"], before.as_str(), "each names the hash of the one before");
+        assert_eq!(entry["prev"], BASE64URL.encode(before), "each names the hash of the one before");
         let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, row.entry.as_bytes());
-        let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(row.hash, hash, "which is that of its exact bytes");
-        before = hash;
+        assert_eq!(row.hash, hex(hash.as_ref()), "which is that of its exact bytes");
+        before = hash.as_ref().to_vec();
     }
     let head = regulator.get("/v1/journal/head").must_be(200);
     assert_eq!(
         (head["position"].as_u64(), head["hash"].as_str()),
-        (Some(rows.len() as u64), Some(before.as_str()))
+        (Some(rows.len() as u64), Some(hex(&before).as_str()))
     );
     let page = regulator.get("/v1/journal?after=3&limit=2").must_be(200);
     let positions: Vec<_> =

@@ -18,9 +18,7 @@ use super::{
     postgres, sqlite,
 };
 use crate::claim::{ClaimId, Consumer, Device, FundId, Sale, SaleChannel, Status};
-use crate::identity::{
-    Gtin, IdType, OrderLine, PersonDigest, Reference, RegionCode, SerialNumber, Uscc, generate,
-};
+use crate::identity::{Gtin, IdType, PersonDigest, Reference, RegionCode, SerialNumber, Uscc, generate};
 use crate::journal::{Head, JournalError, Reader, Row};
 use crate::ledger::Stored;
 use crate::ledger::entry::{
@@ -156,7 +154,7 @@ impl Story {
             platform: dice.maybe(3, |dice| format!("platform-{}", dice.roll(2)).into()),
             sale: Arc::new(Sale {
                 order_no: order_no(dice.roll(400)),
-                order_line: OrderLine::default(),
+                order_line: None,
                 category: category(["smart_glasses", "phone", "smart_health"][dice.roll(3) as usize]),
                 price,
                 region_code: region(dice.pick(&REGIONS)),

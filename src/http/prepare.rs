@@ -10,7 +10,7 @@ use smallvec::smallvec;
 
 use super::sale::{ClaimBody, SaleBody};
 use crate::claim::{ClaimId, Consumer, Device, Sale, Submitter};
-use crate::identity::{IdempotencyKey, PersonDigest, PersonId, Reference};
+use crate::identity::{IdempotencyKey, OrderLine, PersonDigest, PersonId, Reference};
 use crate::ledger::Published;
 use crate::ledger::command::{Draft, DraftKeys, Quote, Redeem};
 use crate::ledger::entry::Key;
@@ -77,7 +77,7 @@ impl Preparation<'_> {
             entropy,
             is_twin: false,
             sale: Arc::new(Sale {
-                order_line,
+                order_line: sale.order_line.filter(|line| *line != OrderLine::default()),
                 price: sale.price,
                 region_code: sale.region_code,
                 sold_at: sale.sold_at,

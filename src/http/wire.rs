@@ -241,7 +241,7 @@ impl<'a> Claim<'a> {
             retailer: made.retailer,
             submitted_by: made.platform.as_deref().unwrap_or_else(|| made.retailer.as_str()),
             order_no: &sale.order_no,
-            order_line: sale.order_line,
+            order_line: sale.order_line(),
             category: &sale.category,
             price: Text(sale.price),
             subsidy: Text(made.subsidy),

@@ -438,6 +438,7 @@ impl ClaimMade {
             ..judged.clone()
         };
         Self {
+            sale: Arc::new(Sale { order_line: Some(self.sale.order_line()), ..(*self.sale).clone() }),
             considered: self.considered.iter().map(in_full).collect(),
             return_restores: Some(self.return_restores()),
             ..self.clone()

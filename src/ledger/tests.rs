@@ -216,7 +216,7 @@ fn draft(request: u64, person: u64, device: u64, mode: Mode, sold_at: Timestamp)
     };
     let sale = Sale {
         order_no: Reference::parse(&format!("O{request}")).unwrap(),
-        order_line: OrderLine::default(),
+        order_line: None,
         category: Category::parse("smart_glasses").unwrap(),
         price: Fen::new(400_000),
         region_code: RegionCode::parse("330106").unwrap(),
@@ -729,6 +729,113 @@ fn enter(state: &mut State, event: Event, now: Timestamp, undo: &mut Undo, entri
     let hash = Hash::of(&bytes);
     state.fold(&entry, hash, Some(undo)).unwrap();
     entries.push((entry, hash));
+}
+
+/// Folds entries made of these versions and events, one after the other.
+fn folded(entries: &[(u16, Event)]) -> Result<State, &'static str> {
+    let mut state = State::default();
+    for (v, event) in entries {
+        let head = state.head();
+        let entry = Entry {
+            v: *v,
+            position: head.position + 1,
+            alg: Algorithm::Sha256,
+            prev: head.hash,
+            at: Timestamp::from_ms(1_795_000_000_000),
+            event: event.clone(),
+        };
+        let mut bytes = Vec::new();
+        entry.encode(&mut bytes).unwrap();
+        let before = state.digest();
+        if let Err(error) = state.fold(&entry, Hash::of(&bytes), None) {
+            assert_eq!((state.digest(), error.position), (before, entry.position), "nothing is changed");
+            return Err(error.reason);
+        }
+        assert_eq!(Entry::decode(entry.position, &bytes).unwrap(), entry);
+    }
+    Ok(state)
+}
+
+#[test]
+fn an_entry_in_another_format_than_its_journals_does_not_follow() {
+    let opened = Event::JournalOpened { journal_id: JOURNAL_ID };
+    let spent =
+        |byte| Event::KeySpent { key: Key::new([byte; 16]), until: Timestamp::from_ms(1_796_000_000_000) };
+    let raised = |version| Event::FormatActivated { version };
+    let taken = |position| Event::SnapshotTaken { position, digest: Hash::of(b"") };
+    let format = |entries: &[_]| folded(entries).map(|state| state.format());
+
+    assert_eq!(State::default().format(), 0);
+    assert_eq!(format(&[(1, opened.clone()), (1, spent(1))]), Ok(1));
+    assert_eq!(format(&[(2, opened.clone()), (2, spent(1)), (2, taken(2))]), Ok(2));
+    let upgraded =
+        [(1, opened.clone()), (1, spent(1)), (2, raised(2)), (2, spent(2)), (2, taken(4)), (2, taken(0))];
+    assert_eq!(format(&upgraded), Ok(2));
+
+    let other = Err("it is not in the journal's format");
+    assert_eq!(format(&[(1, opened.clone()), (2, spent(1))]), other);
+    assert_eq!(format(&[(2, opened.clone()), (1, spent(1))]), other);
+    assert_eq!(format(&[(1, opened.clone()), (2, raised(2)), (1, spent(1))]), other);
+    assert_eq!(format(&[(1, opened.clone()), (1, raised(2))]), other, "it is the first in its format");
+    assert_eq!(format(&[(1, opened.clone()), (2, taken(1))]), other);
+    let later = Err("its kind came with a later format");
+    assert_eq!(format(&[(1, opened.clone()), (1, taken(1))]), later);
+    let not_raised = Err("it does not raise the journal's format");
+    assert_eq!(format(&[(1, opened.clone()), (1, raised(1))]), not_raised);
+    assert_eq!(format(&[(1, opened.clone()), (2, raised(2)), (2, raised(2))]), not_raised);
+    assert_eq!(format(&[(2, opened.clone()), (2, raised(1))]), not_raised);
+    let unknown = Err("it raises the format to one that is not known");
+    assert_eq!(format(&[(1, opened.clone()), (VERSION + 1, raised(VERSION + 1))]), unknown);
+    assert_eq!(format(&[(1, spent(1))]), Err("the journal is not open"));
+    assert_eq!(format(&[(2, raised(2))]), Err("the journal is not open"));
+    let ahead = Err("its snapshot is of what comes after it");
+    assert_eq!(format(&[(2, opened.clone()), (2, taken(2))]), ahead);
+
+    let digest = |entries: &[_]| folded(entries).unwrap().digest();
+    assert_ne!(digest(&[(1, opened.clone())]), digest(&[(2, opened)]));
+}
+
+#[test]
+fn a_ledger_writes_the_format_its_journal_has_and_raises_it_once() {
+    let memory = Memory::private();
+    let mut bytes = Vec::new();
+    let opened = Entry {
+        v: 1,
+        position: 1,
+        alg: Algorithm::Sha256,
+        prev: Hash::ZERO,
+        at: Timestamp::from_ms(0),
+        event: Event::JournalOpened { journal_id: JOURNAL_ID },
+    };
+    opened.encode(&mut bytes).unwrap();
+    memory.rows.lock().unwrap().push(Row { position: 1, hash: Hash::of(&bytes), entry: bytes.into() });
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(600_000)).unwrap();
+    let last = || String::from_utf8(memory.rows.lock().unwrap().last().unwrap().entry.to_vec()).unwrap();
+    let first = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    assert!(last().starts_with(r#"{"v":1,"#) && last().contains(r#","base_fen":400000,"#), "{}", last());
+    assert!(last().contains(r#""order_line":1,"#) && last().contains(r#""return_restores":true"#));
+    let before = digest(&ledger);
+
+    // Taking back an append that failed takes the format back, too.
+    memory.faults.lock().unwrap().push(Fault::Refuse);
+    assert!(matches!(ask(&ledger, Command::RaiseFormat), Err(Failure::Unavailable)));
+    assert_eq!(digest(&ledger), before);
+    assert!(matches!(ask(&ledger, Command::RaiseFormat), Ok(Outcome::Done)));
+    assert!(last().starts_with(r#"{"v":2,"#) && last().ends_with(r#"{"format_activated":{"version":2}}}"#));
+    let Err(Failure::Refused(refusal)) = ask(&ledger, Command::RaiseFormat) else { panic!("it is raised") };
+    assert!(matches!(*refusal, Refusal::FormatIsNewest));
+
+    claim_at(ask(&ledger, make(2, 2, 2, Mode::Redeem)));
+    assert!(last().starts_with(r#"{"v":2,"#) && !last().contains("base_fen"), "{}", last());
+    let again = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    assert_eq!((again.position, again.unchanged), (first.position, true));
+    let after = digest(&ledger);
+    writer.stop();
+    let (again, writer) = open(&memory, Clock::default());
+    assert_eq!(digest(&again), after);
+    writer.stop();
 }
 
 // --- Snapshots ---
