@@ -63,6 +63,11 @@ impl ClaimId {
         (id[6] >> 4 == 7 && id[8] >> 6 == 0b10).then_some(Self(id))
     }
 
+    /// The id of these sixteen bytes, which [`ClaimId::bytes`] gave.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
     /// The sixteen bytes.
     pub const fn bytes(&self) -> &[u8; 16] {
         &self.0

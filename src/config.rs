@@ -70,6 +70,10 @@ pub struct Ledger {
     pub url: LedgerUrl,
     /// The data directory.
     pub data_dir: PathBuf,
+    /// Where snapshots of the state are kept; see [`Config::snapshot_dir`].
+    pub snapshot_dir: PathBuf,
+    /// Seconds between snapshots, at least; 0 is that none are taken or used.
+    pub snapshot_interval_s: Whole<0, 86_400>,
 }
 
 /// Section `shield`.
@@ -327,6 +331,15 @@ impl Config {
         {
             let file = keys.hash_key_file.clone();
             self.privacy.hash_keys.push(HashKeySource { id, file, key_use: KeyUse::Write });
+        }
+    }
+
+    /// Where snapshots of the state are kept.
+    pub fn snapshot_dir(&self) -> PathBuf {
+        if self.ledger.snapshot_dir.as_os_str().is_empty() {
+            self.ledger.data_dir.join("snapshots")
+        } else {
+            self.ledger.snapshot_dir.clone()
         }
     }
 

@@ -133,6 +133,16 @@ pub const DECODERS: usize = 2;
 pub const KEY_INDEX_SHARDS: usize = 4096;
 /// Claims in one chunk of the state's claim table.
 pub const CLAIM_CHUNK: usize = 16 * 1024;
+/// Threads that fill the key index when a state is read from a snapshot.
+pub const IMAGE_INDEXERS: usize = 2;
+/// Keys handed to one of them at a time.
+pub const IMAGE_INDEX_BATCH: usize = 4096;
+/// Blocks of claims, and batches of keys, that wait for whoever takes them next.
+pub const IMAGE_BLOCKS_AHEAD: usize = 4;
+/// Snapshots of the state that a process keeps.
+pub const SNAPSHOTS_KEPT: usize = 2;
+/// Bytes of a snapshot after which those written are carried to the disk.
+pub const SNAPSHOT_SYNC_BYTES: usize = 8 * 1024 * 1024;
 /// Claims in one digest of a part of the state: the writer takes less than a millisecond for it.
 pub const DIGEST_CLAIMS_MAX: usize = 256;
 /// Highest per-person limit a programme may set.
@@ -194,6 +204,15 @@ pub const AUDIT_REST: u32 = 4;
 pub const AUDIT_FIRST: Duration = Duration::from_secs(600);
 /// How often the audit asks a ledger that does not answer, once a second.
 pub const AUDIT_TRIES: u32 = 60;
+/// How often it is looked whether a snapshot is due.
+pub const SNAPSHOT_PACE: Duration = Duration::from_secs(1);
+/// How long the audit rests for each byte of a snapshot that it reads, so that the state is made of it at
+/// the pace of everything else that it does.
+pub const SNAPSHOT_READ_REST: Duration = Duration::from_nanos(16);
+/// A snapshot is due once more than one in so many of a journal's entries were appended since the last. So
+/// the next start folds few of them, and what is written for snapshots stays in proportion to the journal,
+/// however big that becomes.
+pub const SNAPSHOT_PARTS: u64 = 20;
 
 // --- Tokens and rates ---
 
@@ -286,6 +305,7 @@ const _: () = assert!(BATCH_ITEMS_MAX * 2 * 1024 <= BATCH_BODY_BYTES_MAX);
 const _: () = assert!(BODY_BYTES_MAX < BATCH_BODY_BYTES_MAX);
 const _: () = assert!(PAGE_ITEMS_DEFAULT <= PAGE_ITEMS_MAX);
 const _: () = assert!(SOLD_AT_BACK_MS < SOLD_AT_LATE_BACK_MS);
+const _: () = assert!(KEY_INDEX_SHARDS.is_multiple_of(IMAGE_INDEXERS) && KEY_INDEX_SHARDS <= 1 << 16);
 const _: () = assert!(KEY_INDEX_SHARDS.is_power_of_two() && CLAIM_CHUNK.is_power_of_two());
 const _: () = assert!(TOKEN_BYTES_MAX < BODY_BYTES_MAX);
 const _: () = assert!(HASH_KEY_BYTES_MIN * 2 < KEY_FILE_BYTES_MAX);

@@ -817,7 +817,7 @@ pub enum ActivationRefused {
 }
 
 /// The programmes that apply now, and every version that ever did: old claims are rendered from it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ProgrammeHistory {
     versions: BTreeMap<ProgrammeId, BTreeMap<u32, Arc<Programme>>>,
     current: Arc<ProgrammeSet>,

@@ -147,6 +147,13 @@ pub struct Metrics {
     pub audit_position: Level,
     /// 1 from an audit that found a difference until one that finds none, else 0.
     pub audit_difference: Level,
+    /// Position of the snapshot that the next start may be from; 0 while there is none.
+    pub snapshot_position: Level,
+    snapshot_lag_entries: Level,
+    /// Seconds it took to take the last snapshot, beside everything else.
+    pub snapshot_seconds: Gauge<f64, AtomicU64>,
+    /// Seconds it took to open the journal when the process started.
+    pub journal_open_seconds: Gauge<f64, AtomicU64>,
     /// 1 while the shared shield is away and local limits stand alone, else 0.
     shield_degraded: Level,
     shield: Family<ShieldLabels, Level>,
@@ -180,6 +187,10 @@ impl Metrics {
             book_lag_entries: Level::default(),
             audit_position: Level::default(),
             audit_difference: Level::default(),
+            snapshot_position: Level::default(),
+            snapshot_lag_entries: Level::default(),
+            snapshot_seconds: Gauge::default(),
+            journal_open_seconds: Gauge::default(),
             shield_degraded: Level::default(),
             shield: Family::default(),
             rate_limited: Counter::default(),
@@ -223,11 +234,24 @@ impl Metrics {
                 &metrics.audit_position,
             ),
             ("audit_difference", "1 while the last audit found a difference", &metrics.audit_difference),
+            ("snapshot_position", "Position of the last snapshot", &metrics.snapshot_position),
+            (
+                "snapshot_lag_entries",
+                "Entries that a start from the last snapshot would fold",
+                &metrics.snapshot_lag_entries,
+            ),
             ("shield_degraded", "1 while local limits stand alone", &metrics.shield_degraded),
             ("jwks_stale", "1 while the JWKS file is at fault and older keys are used", &metrics.jwks_stale),
         ];
         for (name, help, level) in levels {
             registry.register(name, help, level.clone());
+        }
+        let durations = [
+            ("snapshot_duration", "Time it took to take the last snapshot", &metrics.snapshot_seconds),
+            ("journal_open_duration", "Time it took to open the journal", &metrics.journal_open_seconds),
+        ];
+        for (name, help, seconds) in durations {
+            registry.register_with_unit(name, help, Unit::Seconds, seconds.clone());
         }
         registry.register("shield", "1 for the shield in use", metrics.shield.clone());
         registry.register("rate_limited", "Requests answered 429", metrics.rate_limited.clone());
@@ -268,7 +292,9 @@ impl Metrics {
 
     /// All metrics in the text format of Prometheus (OpenMetrics 1.0).
     pub fn render(&self) -> String {
-        self.book_lag_entries.set(self.journal_position.get().saturating_sub(self.book_position.get()));
+        let position = self.journal_position.get();
+        self.book_lag_entries.set(position.saturating_sub(self.book_position.get()));
+        self.snapshot_lag_entries.set(position.saturating_sub(self.snapshot_position.get()));
         let mut text = String::new();
         if encode(&mut text, &self.registry).is_err() {
             // Writing to a string does not fail; a scrape with nothing in it would look like health.
@@ -343,6 +369,10 @@ mod tests {
             "book_position",
             "audit_position",
             "audit_difference",
+            "snapshot_position",
+            "snapshot_lag_entries",
+            "snapshot_duration_seconds",
+            "journal_open_duration_seconds",
             "shield_degraded",
             "rate_limited_total",
             "jwks_reload_failures_total",

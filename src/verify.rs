@@ -128,6 +128,11 @@ impl Refolded {
 }
 
 impl Fault {
+    /// Whether journal or state are at fault, and not the book alone.
+    pub const fn is_of_the_ledger(&self) -> bool {
+        !matches!(self, Self::Book(_))
+    }
+
     /// What is wrong in a few words that tell nothing about any claim, fund or retailer.
     pub fn summary(&self) -> String {
         match self {

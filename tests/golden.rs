@@ -10,7 +10,10 @@ use subsidy_pos::book::sqlite as book;
 use subsidy_pos::http::wire::Claim;
 use subsidy_pos::journal::{Head, Row};
 use subsidy_pos::ledger::entry::{Event, Hash, VERSION};
+use subsidy_pos::ledger::state::State;
+use subsidy_pos::ledger::state::image::Image;
 use subsidy_pos::ledger::{ClaimView, Stored, writer};
+use subsidy_pos::programme::ProgrammeHistory;
 use subsidy_pos::verify::{Refolded, verify};
 
 use crate::support::journal::{begin_in_first_format, enter, rows};
@@ -215,6 +218,39 @@ fn fold(rows: &[Row]) -> Value {
     })
 }
 
+/// From every position on, a state made of its image comes to what the whole journal does.
+fn from_images(rows: &[Row]) {
+    let image = |state: &State| {
+        let mut image = Vec::new();
+        let mut put = |piece: &[u8]| {
+            image.extend_from_slice(piece);
+            Ok(())
+        };
+        state.write_image(&mut put).expect("an image");
+        image
+    };
+    let entries: Vec<Stored> = rows.iter().map(|row| writer::stored(row).expect("an entry")).collect();
+    let fold = |state: &mut State, entries: &[Stored]| {
+        for stored in entries {
+            state.fold(&stored.entry, stored.hash, None).expect("it folds");
+        }
+    };
+    let mut whole = State::default();
+    fold(&mut whole, &entries);
+    let mut before = State::default();
+    for (count, stored) in (1..).zip(&entries) {
+        fold(&mut before, std::slice::from_ref(stored));
+        let bytes = image(&before);
+        let made = Image::open(&*bytes, bytes.len() as u64)
+            .and_then(|image| image.read(|_| Ok(ProgrammeHistory::clone(before.programmes()))));
+        let (mut made, digest) = made.expect("a state");
+        assert_eq!((made.digest(), digest), (before.digest(), Hash::of(&bytes)), "position {count}");
+        fold(&mut made, &entries[count..]);
+        assert_eq!(made.digest(), whole.digest(), "from position {count}");
+        assert_eq!(image(&made), image(&whole), "from position {count}");
+    }
+}
+
 #[test]
 fn the_golden_journal_of_every_version_folds_to_what_it_always_came_to() {
     for version in 1..=VERSION {
@@ -238,6 +274,7 @@ fn the_golden_journal_of_every_version_folds_to_what_it_always_came_to() {
             stored.entry.encode(&mut again).unwrap();
             assert_eq!(again, *row.entry, "version {version}: what is read is written in the same bytes");
         }
+        from_images(&rows);
         let folded = fold(&rows);
         for part in ["head", "digest", "funds", "totals", "claims"] {
             assert_eq!(folded[part], recorded[part], "version {version}: {part}");

@@ -36,6 +36,7 @@ mod returns;
 mod rolling;
 mod shield_redis;
 mod shield_shared;
+mod snapshots;
 mod structure;
 mod tampering;
 mod totals;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rusqlite::Connection;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use subsidy_pos::journal::Row;
 use subsidy_pos::journal::sqlite::SqliteReader;
@@ -139,8 +140,8 @@ impl Bare {
 
 /// What opening a journal came to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Folded {
-    /// Entries read, checked and folded.
+pub struct Opened {
+    /// Entries in the journal.
     pub entries: u64,
     /// How long it took.
     pub seconds: f64,
@@ -148,53 +149,102 @@ pub struct Folded {
     pub bytes: u64,
 }
 
-impl Folded {
+impl Opened {
     /// Entries a second.
     pub fn rate(&self) -> f64 {
         self.entries as f64 / self.seconds
     }
 }
 
-/// Opens the journal in `data` and says what that took; to be run in a process of its own.
-pub fn fold_here(data: &Path) -> Result<()> {
+/// What taking a snapshot came to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Taken {
+    /// How long writing it took, as fast as the disk allows.
+    pub seconds: f64,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+/// Opens the journal in `data`, from its snapshot or without, and says what that took; to be run in a
+/// process of its own.
+pub fn open_here(data: &Path, from_snapshot: bool) -> Result<()> {
     let process = std::process::id();
     let before = machine::resident_bytes(process)?;
     let began = Instant::now();
-    let (ledger, writer) = stock::open_ledger(data, &Appends::default())?;
+    let (ledger, writer) = stock::open_ledger(data, from_snapshot, &Appends::default())?;
     let seconds = began.elapsed().as_secs_f64();
     let bytes = machine::resident_bytes(process)?.saturating_sub(before);
-    let folded = Folded { entries: ledger.position(), seconds, bytes };
-    println!("{}", serde_json::to_string(&folded)?);
+    let opened = Opened { entries: ledger.position(), seconds, bytes };
+    println!("{}", serde_json::to_string(&opened)?);
     writer.stop();
     Ok(())
 }
 
-/// The same, from outside.
-pub fn fold(data: &Path) -> Result<Folded> {
-    let output =
-        Command::new(std::env::current_exe()?).arg("fold-worker").arg("--data").arg(data).output()?;
-    ensure!(output.status.success(), "folding failed: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).context("what the folding process said")
+/// Takes a snapshot of the journal in `data` and says what that took; to be run in a process of its own.
+pub fn take_here(data: &Path) -> Result<()> {
+    let (took, bytes) = stock::take_snapshot(data)?;
+    println!("{}", serde_json::to_string(&Taken { seconds: took.as_secs_f64(), bytes })?);
+    Ok(())
 }
 
-/// Fills a journal and measures how it opens.
-pub fn folding(workplace: &Workplace, claims: u64) -> Result<Vec<Folded>> {
-    let data = workplace.directory("fold")?;
+/// Opens a journal in a process of its own.
+pub fn open(data: &Path, from_snapshot: bool) -> Result<Opened> {
+    worker("open-worker", data, if from_snapshot { &["--from-snapshot"] } else { &[] })
+}
+
+/// Takes a snapshot in a process of its own.
+pub fn take_snapshot(data: &Path) -> Result<Taken> {
+    worker("snapshot-worker", data, &[])
+}
+
+fn worker<T: DeserializeOwned>(name: &str, data: &Path, more: &[&str]) -> Result<T> {
+    let output =
+        Command::new(std::env::current_exe()?).arg(name).arg("--data").arg(data).args(more).output()?;
+    ensure!(output.status.success(), "{name} failed: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).with_context(|| format!("what {name} said"))
+}
+
+/// How a journal opens.
+#[derive(Debug, Serialize)]
+pub struct Opening {
+    /// By folding all of it.
+    pub folded: Vec<Opened>,
+    /// The snapshot taken.
+    pub snapshot: Taken,
+    /// From that.
+    pub from_snapshot: Vec<Opened>,
+}
+
+/// Fills a journal and measures how it opens, without a snapshot and with one.
+pub fn opening(workplace: &Workplace, claims: u64) -> Result<Opening> {
+    let data = workplace.directory("opening")?;
     fill(&data, claims)?;
-    let mut folds = Vec::new();
-    let mut table = Table::new(&["entries", "seconds", "entries/s", "memory, bytes per claim"]);
-    for _ in 0..ROUNDS {
-        let folded = fold(&data)?;
-        table.row([
-            thousands(folded.entries),
-            format!("{:.2}", folded.seconds),
-            thousands(folded.rate() as u64),
-            (folded.bytes / claims.max(1)).to_string(),
-        ]);
-        folds.push(folded);
-    }
+    let mut table = Table::new(&["opened", "entries", "seconds", "entries/s", "memory, bytes per claim"]);
+    let mut rounds = |name: &str, from_snapshot: bool| -> Result<Vec<Opened>> {
+        let mut rounds = Vec::new();
+        for _ in 0..ROUNDS {
+            let opened = open(&data, from_snapshot)?;
+            table.row([
+                name.to_owned(),
+                thousands(opened.entries),
+                format!("{:.2}", opened.seconds),
+                thousands(opened.rate() as u64),
+                (opened.bytes / claims.max(1)).to_string(),
+            ]);
+            rounds.push(opened);
+        }
+        Ok(rounds)
+    };
+    let folded = rounds("folding all entries", false)?;
+    let snapshot = take_snapshot(&data)?;
+    let from_snapshot = rounds("from a snapshot", true)?;
     println!("\n{table}");
-    Ok(folds)
+    println!(
+        "the snapshot was written in {:.2} s and has {} bytes per claim",
+        snapshot.seconds,
+        snapshot.bytes / claims.max(1)
+    );
+    Ok(Opening { folded, snapshot, from_snapshot })
 }
 
 /// Makes claims in the journal of a data directory, without HTTP.

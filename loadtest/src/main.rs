@@ -74,7 +74,7 @@ enum Command {
     },
     /// The ledger alone beside a bare SQLite append of the same bytes
     Ledger,
-    /// How fast a journal is folded at start, and what a claim takes in memory
+    /// How fast a journal opens by folding it and from a snapshot, and what a claim takes in memory
     Fold {
         /// Claims in the journal
         #[arg(long, default_value_t = 1_000_000)]
@@ -106,9 +106,19 @@ enum Command {
     /// The server that one would write first
     #[command(hide = true)]
     Plain(plain::Arguments),
-    /// Fold one journal in a process of its own
+    /// Open one journal in a process of its own
     #[command(hide = true)]
-    FoldWorker {
+    OpenWorker {
+        /// The data directory
+        #[arg(long)]
+        data: PathBuf,
+        /// Not by folding it
+        #[arg(long)]
+        from_snapshot: bool,
+    },
+    /// Take a snapshot of one journal in a process of its own
+    #[command(hide = true)]
+    SnapshotWorker {
         /// The data directory
         #[arg(long)]
         data: PathBuf,
@@ -130,7 +140,8 @@ fn run(Arguments { settings, command }: Arguments) -> Result<()> {
     match &command {
         Some(Command::Ceiling(arguments)) => return ceiling::run(arguments),
         Some(Command::Plain(arguments)) => return plain::run(arguments),
-        Some(Command::FoldWorker { data }) => return ledger::fold_here(data),
+        Some(Command::OpenWorker { data, from_snapshot }) => return ledger::open_here(data, *from_snapshot),
+        Some(Command::SnapshotWorker { data }) => return ledger::take_here(data),
         _ => {}
     }
     if cfg!(debug_assertions) {
@@ -192,7 +203,7 @@ fn measure(workplace: &Workplace, settings: &Settings, command: Option<Command>)
         Some(Command::Fold { claims }) => {
             let machine = machine::Machine::describe(workplace.path())?;
             println!("{}", machine.text());
-            let results = ledger::folding(workplace, claims)?;
+            let results = ledger::opening(workplace, claims)?;
             report::write(out, "fold.json", &serde_json::to_string_pretty(&(machine, results))?)
         }
         Some(Command::Growth { claims }) => growth::run(workplace, generator, out, &claims),
@@ -200,6 +211,11 @@ fn measure(workplace: &Workplace, settings: &Settings, command: Option<Command>)
         Some(Command::Mixed { seconds, duplicates, hostile }) => {
             compare::mixed(workplace, generator, seconds, Shares { duplicates, hostile })
         }
-        Some(Command::Ceiling(_) | Command::Plain(_) | Command::FoldWorker { .. }) => Ok(()),
+        Some(
+            Command::Ceiling(_)
+            | Command::Plain(_)
+            | Command::OpenWorker { .. }
+            | Command::SnapshotWorker { .. },
+        ) => Ok(()),
     }
 }

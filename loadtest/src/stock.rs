@@ -17,8 +17,9 @@ use subsidy_pos::identity::{IdempotencyKey, RegionCode, Uscc, generate};
 use subsidy_pos::journal::sqlite::{SqliteJournal, SqliteReader};
 use subsidy_pos::ledger::command::{Command, Failure, OpenFund, Outcome};
 use subsidy_pos::ledger::entry::{Key, ProgrammeFile};
-use subsidy_pos::ledger::writer::{Observer, Writer};
-use subsidy_pos::ledger::{Ledger, Stored};
+use subsidy_pos::ledger::state::State;
+use subsidy_pos::ledger::writer::{Observer, Writer, fold_rest};
+use subsidy_pos::ledger::{Ledger, Snapshot, Snapshots, Stored};
 use subsidy_pos::money::Fen;
 use subsidy_pos::programme;
 use subsidy_pos::secrets::{DevKeys, HashKeys};
@@ -52,17 +53,53 @@ impl Observer for Appends {
     }
 }
 
-/// Opens the ledger of a data directory: folds its journal.
-pub fn open_ledger(data: &Path, appends: &Appends) -> Result<(Ledger, Writer)> {
-    let journal = SqliteJournal::open(data)?;
-    let reader = SqliteReader::new(data)?;
-    Ok(Ledger::open(
+/// Where the service keeps the snapshots of a data directory.
+fn snapshots(data: &Path) -> Snapshots {
+    Snapshots::new(data.join("snapshots"))
+}
+
+/// Opens the ledger of a data directory: from its snapshot if that is asked for, or by folding its journal.
+pub fn open_ledger(data: &Path, from_snapshot: bool, appends: &Appends) -> Result<(Ledger, Writer)> {
+    let mut journal = SqliteJournal::open(data)?;
+    let opened = from_snapshot.then(|| snapshots(data).open(&mut journal));
+    if let Some(None) = opened {
+        bail!("no snapshot in {} can be used", data.display());
+    }
+    let state = opened.flatten().map_or_else(State::default, |(state, _)| state);
+    open_from(state, journal, data, appends)
+}
+
+fn open_from(
+    state: State,
+    journal: SqliteJournal,
+    data: &Path,
+    appends: &Appends,
+) -> Result<(Ledger, Writer)> {
+    Ok(Ledger::open_from(
+        state,
         Box::new(journal),
-        Arc::new(reader),
+        Arc::new(SqliteReader::new(data)?),
         Clock::default(),
         Key::new(rand::random()),
         Box::new(appends.clone()),
     )?)
+}
+
+/// Takes a snapshot of the journal in a data directory. Gives how long writing it took, and its bytes.
+pub fn take_snapshot(data: &Path) -> Result<(Duration, u64)> {
+    let mut journal = SqliteJournal::open(data)?;
+    let mut state = State::default();
+    fold_rest(&mut state, &mut journal)?;
+    let began = Instant::now();
+    let Snapshot { position, digest } = snapshots(data).write(&state, &mut |_| Ok(()))?;
+    let took = began.elapsed();
+    let (ledger, writer) = open_from(state, journal, data, &Appends::default())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(ledger.submit(Command::NameSnapshot { position, digest })).map_err(why)?;
+    writer.stop();
+    snapshots(data).remove_old();
+    let bytes = snapshots(data).bytes(position)?;
+    Ok((took, bytes))
 }
 
 fn why(failure: Failure) -> anyhow::Error {
@@ -74,7 +111,7 @@ impl Stock {
     pub fn open(data: &Path) -> Result<Self> {
         let keys = DevKeys::make(data).map_err(|fault| anyhow!("{fault}"))?;
         let appends = Appends::default();
-        let (ledger, writer) = open_ledger(data, &appends)?;
+        let (ledger, writer) = open_ledger(data, false, &appends)?;
         let retailers: Result<_, _> = (1..=RETAILERS).map(|n| Uscc::parse(&generate::uscc_from(n))).collect();
         let stock = Self {
             ledger,

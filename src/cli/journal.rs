@@ -1,14 +1,21 @@
-//! `subsidy-pos journal make`, `subsidy-pos journal copy` and `subsidy-pos book rebuild`.
+//! `subsidy-pos journal make`, `subsidy-pos journal copy`, `subsidy-pos journal snapshot` and
+//! `subsidy-pos book rebuild`.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use subsidy_pos::book::{Feed, Projector};
+use subsidy_pos::clock::Clock;
+use subsidy_pos::config::Mode;
 use subsidy_pos::journal::Head;
-use subsidy_pos::ledger::entry::Hash;
+use subsidy_pos::ledger::entry::{Hash, Key};
+use subsidy_pos::ledger::state::State;
+use subsidy_pos::ledger::writer::{self, Observer};
+use subsidy_pos::ledger::{Command, Ledger, Snapshot, Stored, snapshot};
 use subsidy_pos::limits;
 
-use super::store::{Store, beside};
-use super::{Copy, Failed, Place, failed};
+use super::store::{self, Store, beside};
+use super::{Copy, Failed, Place, Settings, failed};
 
 /// Copies a journal byte for byte to where there is none. Every hash is checked on the way; the source may
 /// be in use, and is copied as far as it goes then.
@@ -46,6 +53,49 @@ pub fn make(place: &str) -> Result<(), Failed> {
     let head = Store::at(place)?.new_journal()?.head().map_err(failed)?;
     println!("the journal is there, with {} entries", head.position);
     Ok(())
+}
+
+/// Takes a snapshot of all that the journal has.
+pub fn snapshot(settings: &Settings) -> Result<(), Failed> {
+    let config = settings.load(Mode::Production)?;
+    let snapshots = store::snapshots(&config).ok_or_else(|| failed("ledger.snapshot_interval_s: 0"))?;
+    let store = Store::of(&config)?;
+    // There must be one; nothing is made.
+    drop(store.existing_journal()?);
+    actix_web::rt::System::new().block_on(beside(move |runtime| {
+        let (mut journal, reader) = (store.new_journal()?, store.reader(runtime.clone())?);
+        let opened = snapshots.open(&mut *journal);
+        let mut state = opened.map_or_else(State::default, |(state, _)| state);
+        writer::fold_rest(&mut state, &mut *journal).map_err(failed)?;
+        if state.format() < snapshot::FORMAT_MIN {
+            return Err(failed(format!(
+                "the journal's format, {}, does not know snapshots; `subsidy-pos journal upgrade` raises it",
+                state.format()
+            )));
+        }
+        let Snapshot { position, digest } = snapshots.write(&state, &mut |_| Ok(())).map_err(failed)?;
+        let journal_id = Key::new(rand::random());
+        let (ledger, writer) =
+            Ledger::open_from(state, journal, reader, Clock::default(), journal_id, Box::new(Deaf))
+                .map_err(failed)?;
+        let named = runtime.block_on(ledger.submit(Command::NameSnapshot { position, digest }));
+        writer.stop();
+        if named.is_err() {
+            snapshots.remove(position);
+            return Err(failed("the journal could not name the snapshot; the log says why"));
+        }
+        snapshots.remove_old();
+        println!("a snapshot is taken at entry {position}\nsha-256 {digest}");
+        Ok(())
+    }))
+}
+
+/// Whom the writer tells nothing.
+struct Deaf;
+
+impl Observer for Deaf {
+    fn appended(&mut self, _: &[Arc<Stored>]) {}
+    fn batch(&mut self, _: usize, _: Duration) {}
 }
 
 /// Empties the book and folds the journal into it again. A service may run meanwhile: it goes on, and its

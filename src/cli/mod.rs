@@ -125,6 +125,9 @@ enum Journal {
     Copy(Copy),
     /// Make the tables of an empty journal, for a service that may not
     Make(Make),
+    /// Take a snapshot now, so that the next start is quick; the service must not be running on an embedded
+    /// journal
+    Snapshot(Settings),
     /// Go on in the newest format of entries, once every process of the service knows it; the service must
     /// not be running on an embedded journal
     Upgrade(Settings),
@@ -222,6 +225,7 @@ impl Arguments {
             Command::Verify(arguments) => verify::verify(&arguments),
             Command::Journal(Journal::Copy(arguments)) => journal::copy(&arguments),
             Command::Journal(Journal::Make(arguments)) => journal::make(&arguments.at),
+            Command::Journal(Journal::Snapshot(settings)) => journal::snapshot(&settings),
             Command::Journal(Journal::Upgrade(settings)) => serve::upgrade(&settings),
             Command::Book(Book::Rebuild(place)) => journal::rebuild(&place),
             Command::Quote(arguments) => quote(&arguments),

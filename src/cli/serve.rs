@@ -3,9 +3,9 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use subsidy_pos::audit::{Audit, Finding};
+use subsidy_pos::audit::{Audit, Finding, Tasks};
 use subsidy_pos::auth::{self, NewToken, Role, Verifier};
 use subsidy_pos::book::{Book, Feed, Projector};
 use subsidy_pos::claim::FundId;
@@ -18,7 +18,7 @@ use subsidy_pos::identity::RegionCode;
 use subsidy_pos::ledger::command::{Command, Failure, OpenFund, Outcome, Refusal};
 use subsidy_pos::ledger::entry::{Key, ProgrammeFile, VERSION};
 use subsidy_pos::ledger::writer::{Observer, Writer};
-use subsidy_pos::ledger::{Ledger, Stored};
+use subsidy_pos::ledger::{Ledger, Snapshot, Stored};
 use subsidy_pos::limits;
 use subsidy_pos::money::Fen;
 use subsidy_pos::programme::Programme;
@@ -28,7 +28,7 @@ use subsidy_pos::shield::redis::{self, Redis};
 use subsidy_pos::shield::{Limit, Shield};
 use subsidy_pos::telemetry::{self, Metrics};
 
-use super::store::{Store, beside};
+use super::store::{self, Store, beside};
 use super::watch::{self, Watch};
 use super::{Failed, Serve, Settings, failed, programme_files};
 
@@ -63,27 +63,27 @@ pub fn serve(arguments: &Serve) -> Result<(), Failed> {
 pub fn activate(settings: &Settings) -> Result<(), Failed> {
     let config = settings.load(Mode::Production)?;
     let files = programme_files(&config)?;
-    on_ledger(&Store::of(&config)?, Command::Activate(as_entry(files)))?;
+    on_ledger(&config, Command::Activate(as_entry(files)))?;
     println!("the programmes are activated");
     Ok(())
 }
 
 /// Goes on in the newest format, in a journal that nobody else has open if it is an embedded one.
 pub fn upgrade(settings: &Settings) -> Result<(), Failed> {
-    let store = Store::of(&settings.load(Mode::Production)?)?;
+    let config = settings.load(Mode::Production)?;
     // There must be one; nothing is made.
-    drop(store.existing_journal()?);
-    on_ledger(&store, Command::RaiseFormat)?;
+    drop(Store::of(&config)?.existing_journal()?);
+    on_ledger(&config, Command::RaiseFormat)?;
     println!("the journal is written in format {VERSION} from here on");
     Ok(())
 }
 
 /// Has the ledger carry out one command.
-fn on_ledger(store: &Store, command: Command) -> Result<(), Failed> {
+fn on_ledger(config: &Config, command: Command) -> Result<(), Failed> {
     actix_web::rt::System::new().block_on(async {
         let metrics = Metrics::new(&[], &[]);
         let herald = Herald::new(&Feed::new(), &metrics);
-        let (ledger, writer) = open_ledger(store, Clock::default(), herald).await?;
+        let Opened { ledger, writer, .. } = open_ledger(config, Clock::default(), herald).await?;
         let done = ledger.submit(command).await.map_err(why);
         beside(move |_| {
             writer.stop();
@@ -153,12 +153,23 @@ impl Observer for Herald {
     }
 }
 
-async fn open_ledger(store: &Store, clock: Clock, herald: Box<Herald>) -> Result<(Ledger, Writer), Failed> {
-    let store = store.clone();
+/// A ledger that was opened, and the snapshot that it was opened from.
+struct Opened {
+    ledger: Ledger,
+    writer: Writer,
+    snapshot: Option<Snapshot>,
+}
+
+async fn open_ledger(config: &Config, clock: Clock, herald: Box<Herald>) -> Result<Opened, Failed> {
+    let (store, snapshots) = (Store::of(config)?, store::snapshots(config));
     beside(move |runtime| {
-        let (journal, reader) = (store.new_journal()?, store.reader(runtime)?);
+        let (mut journal, reader) = (store.new_journal()?, store.reader(runtime)?);
+        let opened = snapshots.and_then(|snapshots| snapshots.open(&mut *journal));
+        let (state, snapshot) = opened.map_or_else(Default::default, |(state, used)| (state, Some(used)));
         let journal_id = Key::new(rand::random());
-        Ledger::open(journal, reader, clock, journal_id, herald).map_err(failed)
+        let (ledger, writer) =
+            Ledger::open_from(state, journal, reader, clock, journal_id, herald).map_err(failed)?;
+        Ok(Opened { ledger, writer, snapshot })
     })
     .await
 }
@@ -194,11 +205,14 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     let signing_key = Arc::new(SigningKey::load(&config.journal.signing_key_file).map_err(failed)?);
 
     let feed = Feed::new();
-    let store = Store::of(config)?;
-    let (ledger, writer) = open_ledger(&store, clock, Herald::new(&feed, &metrics)).await?;
+    let began = Instant::now();
+    let Opened { ledger, writer, snapshot } =
+        open_ledger(config, clock, Herald::new(&feed, &metrics)).await?;
+    metrics.journal_open_seconds.set(began.elapsed().as_secs_f64());
+    metrics.snapshot_position.set(snapshot.map_or(0, |snapshot| snapshot.position));
     ensure_head_is_in(&ledger, &config.head_file()).await?;
     prepare_journal(config, &ledger, &hash_keys, dev).await?;
-    let (book, projector) = open_book(&store, &ledger, feed).await?;
+    let (book, projector) = open_book(&Store::of(config)?, &ledger, feed).await?;
 
     let standing = Arc::new(Standing::new(dev));
     let app = App {
@@ -240,7 +254,7 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
         config.head_file(),
         Duration::from_secs(config.journal.head_interval_s.get().into()),
     ));
-    let audit = start_audit(config, &app)?;
+    let audit = start_audit(config, &app, snapshot)?;
     println!("subsidy-pos is ready on http://{api_address}");
     println!("for operations: http://{operations_address}");
     if dev {
@@ -275,10 +289,18 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Starts to compare state, book and journal, if that is asked for.
-fn start_audit(config: &Config, app: &App) -> Result<Option<Audit>, Failed> {
-    let interval = Duration::from_secs(config.journal.audit_interval_s.get().into());
-    if interval.is_zero() {
+/// Starts to compare state, book and journal and to take snapshots, as far as that is asked for.
+fn start_audit(config: &Config, app: &App, opened_from: Option<Snapshot>) -> Result<Option<Audit>, Failed> {
+    let seconds = |seconds: u32| Some(Duration::from_secs(seconds.into())).filter(|some| !some.is_zero());
+    let interval = seconds(config.ledger.snapshot_interval_s.get());
+    let tasks = Tasks {
+        ledger: app.ledger.clone(),
+        book: Arc::clone(&app.book),
+        audit_interval: seconds(config.journal.audit_interval_s.get()),
+        snapshots: store::snapshots(config).zip(interval),
+        opened_from,
+    };
+    if tasks.audit_interval.is_none() && tasks.snapshots.is_none() {
         return Ok(None);
     }
     let (metrics, standing) = (Arc::clone(&app.metrics), Arc::clone(&app.standing));
@@ -290,11 +312,18 @@ fn start_audit(config: &Config, app: &App) -> Result<Option<Audit>, Failed> {
         }
         Finding::Differ(fault) => {
             metrics.audit_difference.set(1);
+            if fault.is_of_the_ledger() {
+                metrics.snapshot_position.set(0);
+            }
             standing.found(fault.summary());
+        }
+        Finding::Taken { snapshot, took } => {
+            metrics.snapshot_position.set(snapshot.position);
+            metrics.snapshot_seconds.set(took.as_secs_f64());
         }
     };
     let runtime = tokio::runtime::Handle::current();
-    let audit = Audit::start(app.ledger.clone(), Arc::clone(&app.book), interval, runtime, report);
+    let audit = Audit::start(tasks, runtime, report);
     audit.map(Some).map_err(|error| failed(format!("the audit could not be started: {error}")))
 }
 

@@ -10,6 +10,7 @@ use subsidy_pos::config::{Config, LedgerUrl};
 use subsidy_pos::journal::postgres::{Place, PostgresJournal, PostgresReader};
 use subsidy_pos::journal::sqlite::{SqliteJournal, SqliteReader};
 use subsidy_pos::journal::{self, Journal, JournalError, Reader, Row};
+use subsidy_pos::ledger::Snapshots;
 use tokio::runtime::Handle;
 
 use super::{Failed, failed};
@@ -120,6 +121,11 @@ impl Store {
             }
         })
     }
+}
+
+/// Where the configured process keeps its snapshots, if it takes and uses any.
+pub fn snapshots(config: &Config) -> Option<Snapshots> {
+    (config.ledger.snapshot_interval_s.get() > 0).then(|| Snapshots::new(config.snapshot_dir()))
 }
 
 /// Does what waits beside the runtime.

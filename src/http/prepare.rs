@@ -189,6 +189,7 @@ mod tests {
             programmes,
             history: Arc::new(history),
             activated_at: 2,
+            format: 2,
             keys,
             hash_keys: Default::default(),
         }

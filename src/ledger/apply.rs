@@ -119,6 +119,9 @@ pub fn decide(state: &State, command: &Command, now: Timestamp) -> Decision {
                 check: Arc::clone(check),
             })),
         },
+        Command::NameSnapshot { position, digest } => {
+            Ok(Decision::Enter(Event::SnapshotTaken { position: *position, digest: *digest }))
+        }
         Command::RaiseFormat if state.format() >= VERSION => Err(Refusal::FormatIsNewest.into()),
         Command::RaiseFormat => Ok(Decision::Enter(Event::FormatActivated { version: VERSION })),
         Command::Look => Ok(Answer::Done.into()),

@@ -76,6 +76,13 @@ pub enum Command {
         /// Its check value.
         check: Arc<str>,
     },
+    /// Name a snapshot of the state in the journal, so that it is believed when the ledger opens.
+    NameSnapshot {
+        /// The last entry folded into it.
+        position: u64,
+        /// The SHA-256 of its file.
+        digest: Hash,
+    },
     /// Go on in the newest format of entries that this program knows.
     RaiseFormat,
     /// Nothing but a look at the journal, so that what others have appended is known.

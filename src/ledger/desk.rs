@@ -19,7 +19,7 @@ use super::apply::{self, Answer, Decision};
 use super::command::{CancelOutcome, ClaimAt, Command, Failure, FundView, Outcome, Quoted, Stored};
 use super::entry::{Algorithm, Effects, Entry, Event, Hash, Key, Unreadable, VERSION};
 use super::state::{State, Undo};
-use super::writer::{Observer, OpenError, Shared, Work, catch_up, catch_up_from, published};
+use super::writer::{Observer, OpenError, Shared, Work, catch_up_from, fold_rest, published};
 use crate::clock::Clock;
 use crate::journal::{Head, Journal, JournalError, Row};
 use crate::limits;
@@ -44,7 +44,10 @@ fn only_asks(command: &Command) -> bool {
 fn is_published<M>(event: &Event<M>) -> bool {
     matches!(
         event,
-        Event::ProgrammesActivated { .. } | Event::JournalOpened { .. } | Event::HashKeyIntroduced { .. }
+        Event::ProgrammesActivated { .. }
+            | Event::JournalOpened { .. }
+            | Event::HashKeyIntroduced { .. }
+            | Event::FormatActivated { .. }
     )
 }
 
@@ -269,7 +272,7 @@ impl Desk {
             Ok(()) => self.settle(&mut batch),
             Err(JournalError::Moved) => {
                 self.take_back(&mut batch);
-                catch_up(&mut self.state, &mut **lock(&self.journal), &mut |_: Stored<Effects>| {})?;
+                fold_rest(&mut self.state, &mut **lock(&self.journal))?;
                 self.publish();
             }
             Err(error) => return Err(error.into()),

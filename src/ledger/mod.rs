@@ -11,6 +11,7 @@ mod desk;
 pub mod entry;
 pub mod keys;
 mod recent;
+pub mod snapshot;
 pub mod state;
 mod views;
 pub mod writer;
@@ -22,6 +23,7 @@ use entry::ProgrammeFile;
 
 pub use command::{ClaimAt, ClaimView, Command, Failure, Outcome, Refusal, Stored};
 pub use keys::KeyRing;
+pub use snapshot::{Snapshot, Snapshots};
 pub use writer::Ledger;
 
 /// What request handlers need to prepare a command; published by the writer, never partial.
@@ -33,6 +35,8 @@ pub struct Published {
     pub history: Arc<ProgrammeHistory>,
     /// The position of the activation.
     pub activated_at: u64,
+    /// The format of the journal's entries; see [`State::format`](state::State::format).
+    pub format: u16,
     /// Makes this journal's keys.
     pub keys: KeyRing,
     /// The hash keys in use, with their check values.

@@ -28,6 +28,8 @@ use crate::money::Fen;
 use crate::programme::{ProgrammeHistory, ProgrammeId, ProgrammeSet};
 use crate::time::{Day, Timestamp};
 
+pub mod image;
+
 /// The index of a claim in the order of making.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct ClaimIx(u32);
@@ -258,6 +260,21 @@ impl<T: Copy> Chunked<T> {
         }
     }
 
+    fn extend<U>(&mut self, mut items: &[U], make: impl Fn(&U) -> T) {
+        while !items.is_empty() {
+            if self.len / limits::CLAIM_CHUNK == self.chunks.len() {
+                self.chunks.push(Vec::with_capacity(limits::CLAIM_CHUNK));
+            }
+            let room = limits::CLAIM_CHUNK - self.len % limits::CLAIM_CHUNK;
+            let (fitting, rest) = items.split_at(room.min(items.len()));
+            if let Some(chunk) = self.chunks.get_mut(self.len / limits::CLAIM_CHUNK) {
+                chunk.extend(fitting.iter().map(&make));
+                self.len += fitting.len();
+            }
+            items = rest;
+        }
+    }
+
     fn iter(&self) -> impl Iterator<Item = &T> {
         self.chunks.iter().flatten()
     }
@@ -295,7 +312,7 @@ enum Change {
     Journal(Option<Key>),
     Format(u16),
     HashKey(Arc<str>, Option<Arc<str>>),
-    Programmes(Arc<ProgrammeHistory>, u64),
+    Programmes(Arc<ProgrammeHistory>, Arc<[Head]>),
     PushClaim(ClaimRecord),
     PopClaim,
     SetClaim(ClaimIx, ClaimRecord),
@@ -332,7 +349,8 @@ pub struct State {
     format: u16,
     hash_keys: BTreeMap<Arc<str>, Arc<str>>,
     programmes: Arc<ProgrammeHistory>,
-    activated_at: u64,
+    /// The entries that activated them, in order.
+    activations: Arc<[Head]>,
     claims: Claims,
     taken: Vec<HashTable<Slot>>,
     taken_count: u64,
@@ -360,7 +378,7 @@ impl Default for State {
             format: 0,
             hash_keys: BTreeMap::new(),
             programmes: Arc::default(),
-            activated_at: 0,
+            activations: Arc::default(),
             claims: Claims { records: Chunked::new(), keys: Chunked::new() },
             taken: (0..limits::KEY_INDEX_SHARDS).map(|_| HashTable::new()).collect(),
             taken_count: 0,
@@ -413,9 +431,9 @@ impl State {
         &self.programmes
     }
 
-    /// The position of the entry that activated the programmes.
+    /// The position of the entry that activated the programmes; 0 if none did.
     pub fn activated_at(&self) -> u64 {
-        self.activated_at
+        self.activations.last().map_or(0, |activation| activation.position)
     }
 
     /// How many claims were ever made.
@@ -587,7 +605,7 @@ impl State {
         if self.format > 1 {
             digest.number(u64::from(self.format));
         }
-        digest.number(self.activated_at);
+        digest.number(self.activated_at());
         digest.number(self.hash_keys.len() as u64);
         for (key, check) in &self.hash_keys {
             digest.text(key);
@@ -770,9 +788,9 @@ impl State {
                 };
                 Change::HashKey(key, before)
             }
-            Change::Programmes(history, at) => Change::Programmes(
+            Change::Programmes(history, activations) => Change::Programmes(
                 std::mem::replace(&mut self.programmes, history),
-                std::mem::replace(&mut self.activated_at, at),
+                std::mem::replace(&mut self.activations, activations),
             ),
             Change::PushClaim(record) => {
                 self.claims.records.push(record);
@@ -929,7 +947,9 @@ impl Folding<'_> {
             Event::ProgrammesActivated { files } => {
                 let history =
                     activating(&self.state.programmes, files).map_err(|_| "its programmes cannot follow")?;
-                self.change(Change::Programmes(Arc::new(history), entry.position));
+                let this = Head { position: entry.position, hash };
+                let activations = self.state.activations.iter().copied().chain([this]).collect();
+                self.change(Change::Programmes(Arc::new(history), activations));
             }
             Event::FundOpened(opened) => {
                 ensure(self.state.find_fund(&opened.fund_id).is_none(), "the fund exists")?;

@@ -11,16 +11,18 @@ use proptest::prelude::*;
 use super::KeyRing;
 use super::apply::{self, Decision};
 use super::command::*;
-use super::entry::{Algorithm, Effects, Entry, Event, Hash, Key, ProgrammeFile, VERSION};
-use super::state::{Part, State, Undo};
-use super::writer::{Ledger, Observer, Writer};
+use super::entry::{Algorithm, ClaimMade, Effects, Entry, Event, Hash, Key, ProgrammeFile, VERSION};
+use super::snapshot::{Snapshot, Snapshots};
+use super::state::image::{Image, ImageFault};
+use super::state::{Part, State, Undo, activating};
+use super::writer::{self, Ledger, Observer, Writer};
 use crate::claim::*;
 use crate::clock::Clock;
 use crate::identity::*;
 use crate::journal::{Head, Journal, JournalError, Reader, Row};
 use crate::limits;
 use crate::money::Fen;
-use crate::programme::{self, Category, ProgrammeId};
+use crate::programme::{self, Category, ProgrammeHistory, ProgrammeId};
 use crate::rules;
 use crate::time::{Day, Timestamp};
 
@@ -622,6 +624,9 @@ proptest! {
         run(&mut state, &first, &mut now, &mut undo, &mut entries);
         undo.clear();
         let (before, kept) = (state.digest(), entries.len());
+        let mut from_image = again(&image(&state), &entries).unwrap();
+        prop_assert_eq!(from_image.digest(), before);
+        prop_assert_eq!(image(&from_image), image(&state), "the same state gives the same image");
         run(&mut state, &second, &mut now, &mut undo, &mut entries);
         let after = state.digest();
         state.unfold(&mut undo);
@@ -640,6 +645,20 @@ proptest! {
             fresh.fold(&effects, *hash, None).unwrap();
         }
         prop_assert_eq!(fresh.digest(), after);
+
+        // A state made of an image folds and takes back like the one it was made of.
+        let mut undo = Undo::default();
+        for (entry, hash) in &entries[kept..] {
+            from_image.fold(entry, *hash, Some(&mut undo)).unwrap();
+        }
+        prop_assert_eq!(from_image.digest(), after);
+        prop_assert_eq!(image(&from_image), image(&fresh));
+        from_image.unfold(&mut undo);
+        prop_assert_eq!(from_image.digest(), before);
+        for (entry, hash) in &entries[kept..] {
+            from_image.fold(entry, *hash, None).unwrap();
+        }
+        prop_assert_eq!(from_image.digest(), after);
     }
 }
 
@@ -816,5 +835,405 @@ fn a_ledger_writes_the_format_its_journal_has_and_raises_it_once() {
     writer.stop();
     let (again, writer) = open(&memory, Clock::default());
     assert_eq!(digest(&again), after);
+    writer.stop();
+}
+
+// --- Snapshots ---
+
+/// The bytes of a state's image.
+fn image(state: &State) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    state
+        .write_image(&mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })
+        .unwrap();
+    bytes
+}
+
+/// A state made of an image, its programmes taken from these entries.
+fn again(image: &[u8], entries: &[(Entry, Hash)]) -> Result<State, ImageFault> {
+    let programmes = |activations: &[Head]| {
+        let mut history = ProgrammeHistory::default();
+        for activation in activations {
+            let foreign = || ImageFault::Foreign("no activation".into());
+            let before = usize::try_from(activation.position).unwrap().checked_sub(1).ok_or_else(foreign)?;
+            match entries.get(before) {
+                Some((Entry { event: Event::ProgrammesActivated { files }, .. }, hash))
+                    if *hash == activation.hash =>
+                {
+                    history = activating(&history, files).map_err(ImageFault::Foreign)?;
+                }
+                _ => return Err(foreign()),
+            }
+        }
+        Ok(history)
+    };
+    let (state, digest) = Image::open(image, image.len() as u64)?.read(programmes)?;
+    assert_eq!(digest, Hash::of(image));
+    Ok(state)
+}
+
+/// A state with claims of every status, and the entries it was folded from.
+fn lived_in() -> (State, Vec<(Entry, Hash)>) {
+    let (mut state, mut undo, mut entries) = (State::default(), Undo::default(), Vec::new());
+    let mut now = Timestamp::parse("2026-06-01T10:00:00+08:00").unwrap();
+    for event in
+        [Event::JournalOpened { journal_id: JOURNAL_ID }, Event::ProgrammesActivated { files: shipped() }]
+    {
+        enter(&mut state, event, now, &mut undo, &mut entries);
+    }
+    step(&mut state, &fund(9_000_000), now, &mut undo, &mut entries);
+    let mut random = 1_u64;
+    let mut below = |bound: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % bound
+    };
+    let mut steps: Vec<_> =
+        (0..160).map(|_| (below(6) as u8, below(12), below(8), below(12) as i64)).collect();
+    // A month later the requests of holds that ended are forgotten, and spent keys too.
+    steps[110].3 = limits::KEY_RETENTION_MS / 60_000;
+    run(&mut state, &steps, &mut now, &mut undo, &mut entries);
+    let introduce = Command::IntroduceHashKey { key: "hmac-sha256/k1".into(), check: "check".into() };
+    for command in [introduce, Command::Activate(shipped().split_off(1))] {
+        step(&mut state, &command, now, &mut undo, &mut entries);
+    }
+    (state, entries)
+}
+
+#[test]
+fn a_state_made_of_an_image_is_the_one_it_was_made_of_at_every_position() {
+    let (state, entries) = lived_in();
+    let mut statuses: Vec<_> = entries
+        .iter()
+        .filter_map(|(entry, _)| match &entry.event {
+            Event::ClaimMade(made) => Some(made.status),
+            Event::ClaimMoved(moved) => Some(moved.to),
+            _ => None,
+        })
+        .collect();
+    statuses.sort_unstable_by_key(|status| status.name());
+    statuses.dedup();
+    assert_eq!(statuses.len(), Status::ALL.len(), "{statuses:?}");
+    let mut folded = State::default();
+    for (count, (entry, hash)) in (1..).zip(&entries) {
+        folded.fold(entry, *hash, None).unwrap();
+        let mut made = again(&image(&folded), &entries).unwrap();
+        assert_eq!(made.digest(), folded.digest(), "position {count}");
+        assert_eq!(made.programmes(), folded.programmes());
+        for (entry, hash) in &entries[count..] {
+            made.fold(entry, *hash, None).unwrap();
+        }
+        assert_eq!(made.digest(), state.digest(), "from position {count}");
+        assert_eq!(image(&made), image(&state), "from position {count}");
+    }
+}
+
+#[test]
+fn an_image_with_any_bit_changed_or_any_part_missing_is_refused_or_has_another_digest() {
+    let (state, entries) = lived_in();
+    let whole = image(&state);
+    let mut refused = 0;
+    // The counts of the index's shards are many and alike: some of them are enough.
+    let shards = limits::KEY_INDEX_SHARDS * size_of::<u32>();
+    let claims_at = whole.len() - state.claim_count() * 54 - keys_in(&state) * 16;
+    let counts = claims_at - shards..claims_at;
+    let places = (0..whole.len()).filter(|place| !counts.contains(place) || place % 501 == 0);
+    for place in places {
+        for bit in [1, 0x80] {
+            let mut bent = whole.clone();
+            bent[place] ^= bit;
+            match Image::open(&*bent, bent.len() as u64) {
+                Ok(image) => {
+                    let any = |_: &[Head]| Ok(ProgrammeHistory::default());
+                    match image.read(any) {
+                        Ok((_, digest)) => assert_ne!(digest, Hash::of(&whole), "byte {place}"),
+                        Err(_) => refused += 1,
+                    }
+                }
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
+    for len in [0, 1, 83, 84, 85, whole.len() / 2, whole.len() - 16, whole.len() - 1] {
+        let cut = &whole[..len];
+        let fault = again(cut, &entries).unwrap_err();
+        assert!(matches!(fault, ImageFault::Length { .. }), "{len}: {fault}");
+        // A file that became shorter while it was read.
+        let torn = Image::open(cut, whole.len() as u64)
+            .and_then(|image| image.read(|_| Ok(ProgrammeHistory::default())));
+        assert!(matches!(torn.unwrap_err(), ImageFault::Unreadable(_)), "{len}");
+    }
+    let longer = [&*whole, &[0]].concat();
+    assert!(matches!(again(&longer, &entries).unwrap_err(), ImageFault::Length { .. }));
+}
+
+fn keys_in(state: &State) -> usize {
+    let image = image(state);
+    u32::from_be_bytes(image[80..84].try_into().unwrap()) as usize
+}
+
+#[test]
+fn an_image_that_claims_to_be_huge_is_refused_before_any_room_is_made_for_it() {
+    let (state, entries) = lived_in();
+    let whole = image(&state);
+    // Lengths of what follows the header, claims, keys: all of them as high as they can be.
+    for (at, len) in [(68, 8), (76, 4), (80, 4)] {
+        let mut bent = whole.clone();
+        bent[at..at + len].fill(0xFF);
+        assert!(matches!(again(&bent, &entries).unwrap_err(), ImageFault::Length { .. }), "{at}");
+    }
+    // How many activations there are: the first number after time and format.
+    let mut bent = whole.clone();
+    bent[94..102].fill(0xFF);
+    assert!(matches!(again(&bent, &entries).unwrap_err(), ImageFault::Malformed(_)));
+    let mut other = whole;
+    other[11] ^= 3;
+    assert!(matches!(again(&other, &entries).unwrap_err(), ImageFault::Arrangement(_)));
+    other[0] = b'X';
+    assert!(matches!(again(&other, &entries).unwrap_err(), ImageFault::Other));
+    assert!(matches!(again(b"", &entries).unwrap_err(), ImageFault::Length { .. }));
+}
+
+/// A journal with a snapshot that it names, some claims before and some after, and what its state is in the
+/// end.
+struct Kept {
+    memory: Memory,
+    directory: tempfile::TempDir,
+    snapshot: Snapshot,
+    digest: Hash,
+}
+
+impl Kept {
+    fn new() -> Self {
+        let memory = Memory::private();
+        let directory = tempfile::tempdir().unwrap();
+        let (ledger, writer) = open(&memory, Clock::default());
+        ask(&ledger, Command::Activate(shipped())).unwrap();
+        ask(&ledger, fund(100_000_000)).unwrap();
+        for number in 0..30 {
+            let mode = if number % 2 == 0 { Mode::Redeem } else { Mode::Hold };
+            claim_at(ask(&ledger, make(number, number, number, mode)));
+        }
+        let snapshots = Snapshots::new(directory.path().to_owned());
+        let mut state = State::default();
+        writer::fold_rest(&mut state, &mut memory.clone()).unwrap();
+        for number in 30..35 {
+            claim_at(ask(&ledger, make(number, number, number, Mode::Redeem)));
+        }
+        let snapshot = snapshots.write(&state, &mut |_| Ok(())).unwrap();
+        let Snapshot { position, digest: named } = snapshot;
+        ask(&ledger, Command::NameSnapshot { position, digest: named }).unwrap();
+        for number in 35..40 {
+            claim_at(ask(&ledger, make(number, number, number, Mode::Redeem)));
+        }
+        let digest = digest(&ledger);
+        writer.stop();
+        Self { memory, directory, snapshot, digest }
+    }
+
+    fn snapshots(&self) -> Snapshots {
+        Snapshots::new(self.directory.path().to_owned())
+    }
+
+    fn opened(&self) -> Option<(State, Snapshot)> {
+        self.snapshots().open(&mut self.memory.clone())
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.directory.path().join(format!("{:020}.snapshot", self.snapshot.position))
+    }
+
+    /// Changes what is stored.
+    fn rows(&self, change: impl FnOnce(&mut Vec<Row>)) {
+        change(&mut self.memory.rows.lock().unwrap());
+    }
+
+    /// The snapshot is not used, and a ledger that folds everything has the right state.
+    fn must_be_passed_over(&self) {
+        assert!(self.opened().is_none());
+        let (ledger, writer) = open(&self.memory, Clock::default());
+        assert_eq!(digest(&ledger), self.digest);
+        writer.stop();
+    }
+}
+
+#[test]
+fn a_ledger_opened_from_a_snapshot_is_the_one_that_folds_everything_and_goes_on_like_it() {
+    let kept = Kept::new();
+    let (state, used) = kept.opened().unwrap();
+    assert_eq!((state.digest(), used), (kept.digest, kept.snapshot));
+    let reader = Arc::new(kept.memory.clone());
+    // By then the holds, all made before the snapshot, are over.
+    let ahead = Clock::ahead_by(31 * 60_000);
+    let sold = |request, person, device| {
+        Command::Make(Box::new(draft(request, person, device, Mode::Redeem, ahead.now())))
+    };
+    let (ledger, writer) =
+        Ledger::open_from(state, Box::new(kept.memory.clone()), reader, ahead, JOURNAL_ID, Box::new(Deaf))
+            .unwrap();
+    let again = claim_at(ask(&ledger, make(2, 2, 2, Mode::Redeem)));
+    assert!(again.unchanged, "a request from before is known");
+    assert!(is_taken(&ask(&ledger, sold(41, 41, 4))), "and so is a device");
+    // What is not written is taken back, and a device of an expired hold is free.
+    let before = digest(&ledger);
+    kept.memory.faults.lock().unwrap().push(Fault::Refuse);
+    assert!(matches!(ask(&ledger, sold(42, 1, 1)), Err(Failure::Unavailable)));
+    assert_eq!(digest(&ledger), before);
+    claim_at(ask(&ledger, sold(42, 1, 1)));
+    let after = digest(&ledger);
+    writer.stop();
+    let (ledger, writer) = open(&kept.memory, Clock::default());
+    assert_eq!(digest(&ledger), after);
+    writer.stop();
+}
+
+#[test]
+fn the_file_of_a_snapshot_is_of_use_wherever_the_journal_is() {
+    let kept = Kept::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::copy(kept.file(), elsewhere.path().join("7.snapshot")).unwrap();
+    let (state, used) =
+        Snapshots::new(elsewhere.path().to_owned()).open(&mut kept.memory.clone()).expect("it is believed");
+    assert_eq!((state.digest(), used), (kept.digest, kept.snapshot));
+}
+
+#[test]
+fn a_snapshot_that_was_altered_or_cut_off_is_passed_over() {
+    let kept = Kept::new();
+    let whole = std::fs::read(kept.file()).unwrap();
+    // A claim's subsidy, which makes as much sense as another; and bytes that make none.
+    let subsidy = whole.len() - keys_in(&kept.opened().unwrap().0) * 16 + 5 * 16;
+    for place in [0, 9, 20, 30, 60, 70, 90, 101, subsidy.min(whole.len() - 1), whole.len() - 1] {
+        let mut bent = whole.clone();
+        bent[place] ^= 1;
+        std::fs::write(kept.file(), bent).unwrap();
+        kept.must_be_passed_over();
+    }
+    for len in [0, 50, whole.len() - 1] {
+        std::fs::write(kept.file(), &whole[..len]).unwrap();
+        kept.must_be_passed_over();
+    }
+    std::fs::remove_file(kept.file()).unwrap();
+    std::fs::create_dir(kept.file()).unwrap();
+    kept.must_be_passed_over();
+}
+
+#[test]
+fn a_snapshot_of_another_journal_is_passed_over() {
+    let (kept, other) = (Kept::new(), Kept::new());
+    assert_eq!(kept.snapshot.position, other.snapshot.position);
+    std::fs::copy(other.file(), kept.file()).unwrap();
+    kept.must_be_passed_over();
+}
+
+#[test]
+fn a_snapshot_that_no_entry_names_is_passed_over() {
+    let kept = Kept::new();
+    let mut before = State::default();
+    for row in kept.memory.rows.lock().unwrap().iter().take(20) {
+        let stored: Stored = writer::stored(row).unwrap();
+        before.fold(&stored.entry, stored.hash, None).unwrap();
+    }
+    // A true image, at a position that no entry names; and the one of before is as good as ever.
+    kept.snapshots().write(&before, &mut |_| Ok(())).unwrap();
+    let (state, used) = kept.opened().unwrap();
+    assert_eq!((state.digest(), used), (kept.digest, kept.snapshot));
+    std::fs::remove_file(kept.file()).unwrap();
+    kept.must_be_passed_over();
+}
+
+#[test]
+fn a_snapshot_is_passed_over_when_an_older_journal_is_restored() {
+    let kept = Kept::new();
+    // First the entry that names it is gone, then the last one folded into it, then much of the rest.
+    let named_at = kept.snapshot.position as usize + 6;
+    for len in [named_at - 1, kept.snapshot.position as usize, kept.snapshot.position as usize - 1, 3] {
+        kept.rows(|rows| rows.truncate(len));
+        assert!(kept.opened().is_none(), "{len}");
+        let (_, writer) = open(&kept.memory, Clock::default());
+        writer.stop();
+    }
+    kept.rows(Vec::clear);
+    assert!(kept.opened().is_none());
+}
+
+#[test]
+fn a_snapshot_is_passed_over_when_what_follows_it_or_activated_its_programmes_is_altered() {
+    let bend = |row: &mut Row| {
+        let text = String::from_utf8(row.entry.to_vec()).unwrap();
+        row.entry = text.replacen("\"position\":", "\"position\": ", 1).into_bytes().into();
+        row.hash = Hash::of(&row.entry);
+    };
+    let kept = Kept::new();
+    kept.rows(|rows| bend(rows.last_mut().unwrap()));
+    assert!(kept.opened().is_some(), "only the last row names its own hash");
+    for position in [kept.snapshot.position + 3, kept.snapshot.position, 2] {
+        let kept = Kept::new();
+        kept.rows(|rows| bend(&mut rows[position as usize - 1]));
+        assert!(kept.opened().is_none(), "{position}");
+    }
+}
+
+#[test]
+fn a_broken_row_before_a_snapshot_is_left_to_the_audit() {
+    let kept = Kept::new();
+    kept.rows(|rows| rows[9].entry = Arc::from(*b"{}"));
+    let (state, _) = kept.opened().expect("only what follows it is looked at");
+    assert_eq!(state.digest(), kept.digest);
+}
+
+#[test]
+fn writing_a_snapshot_stops_when_it_is_told_to_and_leaves_nothing() {
+    let kept = Kept::new();
+    let (state, _) = kept.opened().unwrap();
+    let stopped = kept.snapshots().write(&state, &mut |_| Err(std::io::Error::other("stopping")));
+    assert_eq!(stopped.unwrap_err().to_string(), "stopping");
+    let files: Vec<_> = std::fs::read_dir(kept.directory.path()).unwrap().collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+}
+
+#[test]
+fn the_newest_two_snapshots_are_kept_and_none_that_was_found_to_differ_is_used_again() {
+    let kept = Kept::new();
+    let names = || {
+        let listed = std::fs::read_dir(kept.directory.path()).unwrap();
+        let mut names: Vec<_> = listed.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    };
+    for name in ["1.snapshot", "2.snapshot", "3.part", "notes.txt", "x.snapshot"] {
+        std::fs::write(kept.directory.path().join(name), "").unwrap();
+    }
+    kept.snapshots().remove_old();
+    let own = kept.file().file_name().unwrap().to_str().unwrap().to_owned();
+    assert_eq!(names(), [&*own, "2.snapshot", "notes.txt", "x.snapshot"]);
+    assert!(kept.opened().is_some());
+    kept.snapshots().distrust();
+    assert!(kept.opened().is_none());
+    assert_eq!(names(), [&*own.replace("snapshot", "distrusted"), "2.distrusted", "notes.txt", "x.snapshot"]);
+}
+
+#[test]
+fn a_journal_in_the_first_format_names_no_snapshot() {
+    let memory = Memory::private();
+    let opened = Entry::<ClaimMade> {
+        v: 1,
+        position: 1,
+        alg: Algorithm::Sha256,
+        prev: Hash::ZERO,
+        at: Timestamp::from_ms(0),
+        event: Event::JournalOpened { journal_id: JOURNAL_ID },
+    };
+    let mut bytes = Vec::new();
+    opened.encode(&mut bytes).unwrap();
+    memory.rows.lock().unwrap().push(Row { position: 1, hash: Hash::of(&bytes), entry: bytes.into() });
+    let (ledger, writer) = open(&memory, Clock::default());
+    assert_eq!(ledger.published().format, 1);
+    let named = ask(&ledger, Command::NameSnapshot { position: 1, digest: Hash::ZERO });
+    assert!(matches!(named, Err(Failure::Unavailable)), "{named:?}");
+    assert_eq!(ledger.position(), 1);
     writer.stop();
 }

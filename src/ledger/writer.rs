@@ -132,14 +132,25 @@ impl Ledger {
     /// Folds `journal` and starts the writer on it. An empty journal is given `journal_id` in its first
     /// entry.
     pub fn open(
+        journal: Box<dyn Journal>,
+        reader: Arc<dyn Reader>,
+        clock: Clock,
+        journal_id: Key,
+        observer: Box<dyn Observer>,
+    ) -> Result<(Self, Writer), OpenError> {
+        Self::open_from(State::default(), journal, reader, clock, journal_id, observer)
+    }
+
+    /// The same from a state that is a fold of the journal's first entries: what follows is folded.
+    pub fn open_from(
+        mut state: State,
         mut journal: Box<dyn Journal>,
         reader: Arc<dyn Reader>,
         clock: Clock,
         journal_id: Key,
         observer: Box<dyn Observer>,
     ) -> Result<(Self, Writer), OpenError> {
-        let mut state = State::default();
-        catch_up(&mut state, &mut *journal, &mut |_: Stored<Effects>| {})?;
+        fold_rest(&mut state, &mut *journal)?;
         let shared = Arc::new(Shared {
             published: ArcSwap::from_pointee(published(&state)),
             queued: AtomicUsize::new(0),
@@ -270,6 +281,14 @@ pub fn stored<M: DeserializeOwned>(row: &Row) -> Result<Stored<M>, OpenError> {
     Ok(Stored { entry: Entry::decode(row.position, &row.entry)?, hash: row.hash })
 }
 
+/// Folds everything in `journal` that follows the state's head.
+///
+/// # Errors
+/// When the journal cannot be read, or an entry does not follow; the state is that before it.
+pub fn fold_rest(state: &mut State, journal: &mut dyn Journal) -> Result<(), OpenError> {
+    catch_up(state, journal, &mut |_: Stored<Effects>| {})
+}
+
 /// Folds everything that follows the state's head, reading as much of it as `each` asks for. When there
 /// is much, as at start, reading, decoding and folding go on beside each other.
 pub(super) fn catch_up<S, C>(
@@ -353,6 +372,7 @@ pub(super) fn published(state: &State) -> Published {
         programmes: Arc::clone(state.programmes().current()),
         history: Arc::clone(state.programmes()),
         activated_at: state.activated_at(),
+        format: state.format(),
         keys: KeyRing::new(state.journal_id().unwrap_or(Key::new([0; 16]))),
         hash_keys: state.hash_keys().clone(),
     }
