@@ -22,7 +22,6 @@ mod plain;
 mod process;
 mod progress;
 mod report;
-mod sale;
 mod script;
 mod shared;
 mod stock;
@@ -32,6 +31,8 @@ use compare::Lengths;
 use process::Workplace;
 use script::Shares;
 use subject::Generator;
+use subsidy_pos_loadtest::parts::{Part, Parts, SALES};
+use subsidy_pos_loadtest::{drafts, sale};
 
 #[derive(Debug, Parser)]
 #[command(about = "Measures subsidy-pos. Without a command: the comparison, in less than ten minutes.")]
@@ -106,6 +107,9 @@ enum Command {
     /// The server that one would write first
     #[command(hide = true)]
     Plain(plain::Arguments),
+    /// Do each pure part of making a claim for some sales, for a tool that counts instructions
+    #[command(hide = true)]
+    Parts,
     /// Open one journal in a process of its own
     #[command(hide = true)]
     OpenWorker {
@@ -140,6 +144,7 @@ fn run(Arguments { settings, command }: Arguments) -> Result<()> {
     match &command {
         Some(Command::Ceiling(arguments)) => return ceiling::run(arguments),
         Some(Command::Plain(arguments)) => return plain::run(arguments),
+        Some(Command::Parts) => return parts(),
         Some(Command::OpenWorker { data, from_snapshot }) => return ledger::open_here(data, *from_snapshot),
         Some(Command::SnapshotWorker { data }) => return ledger::take_here(data),
         _ => {}
@@ -155,6 +160,31 @@ fn run(Arguments { settings, command }: Arguments) -> Result<()> {
         workplace.keep();
     }
     result
+}
+
+/// Does each pure part for all sales, between [`part_begins`] and [`part_ends`].
+fn parts() -> Result<()> {
+    let mut parts = Parts::new(SALES)?;
+    for part in Part::ALL {
+        parts.run(part, &mut |work| {
+            part_begins();
+            work();
+            part_ends();
+        })?;
+    }
+    Ok(())
+}
+
+/// Where a tool is to begin counting: it knows functions by their names.
+#[inline(never)]
+fn part_begins() {
+    std::hint::black_box(());
+}
+
+/// Where a tool is to stop counting.
+#[inline(never)]
+fn part_ends() {
+    std::hint::black_box(());
 }
 
 /// On a signal to end, takes the started processes and their data along.
@@ -214,6 +244,7 @@ fn measure(workplace: &Workplace, settings: &Settings, command: Option<Command>)
         Some(
             Command::Ceiling(_)
             | Command::Plain(_)
+            | Command::Parts
             | Command::OpenWorker { .. }
             | Command::SnapshotWorker { .. },
         ) => Ok(()),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use actix_web::http::header;
 use actix_web::web::{self, Bytes};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use clap::{Args, ValueEnum};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod};
 use serde::Serialize;
@@ -22,12 +22,13 @@ use subsidy_pos::identity::{Gtin, IdType, Imei, PersonId, Reference, RegionCode,
 use subsidy_pos::money::Fen;
 use subsidy_pos::programme::{self, ProgrammeSet};
 use subsidy_pos::rules;
-use subsidy_pos::secrets::{DevKeys, HashKeySource, HashKeys, KeyUse};
+use subsidy_pos::secrets::{DevKeys, HashKeys};
 use subsidy_pos::telemetry::Metrics;
 use subsidy_pos::time::Timestamp;
 use tokio_postgres::NoTls;
 
 use crate::body::SaleBody;
+use crate::drafts::hash_keys;
 use crate::process;
 
 /// What the plain service is told at start.
@@ -143,7 +144,7 @@ async fn serve(arguments: &Arguments) -> Result<()> {
     );
     let pool = Pool::builder(manager).max_size(arguments.connections).build()?;
     make_tables(&pool, &programmes).await?;
-    let (hash_keys, funds) = (dev_hash_keys(&keys)?, arguments.funds);
+    let (hash_keys, funds) = (hash_keys(&keys.hash_key_file)?, arguments.funds);
     let plain = Arc::new(Plain { verifier, hash_keys, programmes, pool, funds });
     HttpServer::new(move || {
         App::new().app_data(web::Data::from(Arc::clone(&plain))).route("/v1/claims", web::post().to(claim))
@@ -152,14 +153,6 @@ async fn serve(arguments: &Arguments) -> Result<()> {
     .run()
     .await?;
     Ok(())
-}
-
-/// The hash key of a development data directory.
-pub fn dev_hash_keys(keys: &DevKeys) -> Result<HashKeys> {
-    let id =
-        subsidy_pos::secrets::HashKeyId::from_name("k1").context("the name of the development hash key")?;
-    let source = HashKeySource { id, file: keys.hash_key_file.clone(), key_use: KeyUse::Write };
-    HashKeys::load(&[source]).map_err(|faults| anyhow!(faults.join("; ")))
 }
 
 async fn make_tables(pool: &Pool, programmes: &ProgrammeSet) -> Result<()> {

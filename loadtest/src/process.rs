@@ -18,10 +18,9 @@ use subsidy_pos::identity::generate;
 use subsidy_pos::secrets::{DevKeys, SigningKey};
 
 use crate::client;
+use crate::drafts::RETAILERS;
 use crate::machine;
 
-/// Retailers whose tills send; each connection is one of them.
-pub const RETAILERS: u64 = 64;
 /// How long a process may take to start, and to stop.
 const PATIENCE: Duration = Duration::from_secs(120);
 

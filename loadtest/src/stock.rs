@@ -5,39 +5,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use subsidy_pos::claim::{FundId, Submitter};
 use subsidy_pos::clock::Clock;
-use subsidy_pos::http::extract::Readable as _;
-use subsidy_pos::http::json;
-use subsidy_pos::http::prepare::Preparation;
-use subsidy_pos::http::sale::ClaimBody;
-use subsidy_pos::identity::{IdempotencyKey, RegionCode, Uscc, generate};
 use subsidy_pos::journal::sqlite::{SqliteJournal, SqliteReader};
-use subsidy_pos::ledger::command::{Command, Failure, OpenFund, Outcome};
-use subsidy_pos::ledger::entry::{Key, ProgrammeFile};
+use subsidy_pos::ledger::command::{Command, Failure, Outcome};
+use subsidy_pos::ledger::entry::Key;
 use subsidy_pos::ledger::state::State;
 use subsidy_pos::ledger::writer::{Observer, Writer, fold_rest};
 use subsidy_pos::ledger::{Ledger, Snapshot, Snapshots, Stored};
-use subsidy_pos::money::Fen;
-use subsidy_pos::programme;
-use subsidy_pos::secrets::{DevKeys, HashKeys};
+use subsidy_pos::secrets::DevKeys;
 
-use crate::plain::dev_hash_keys;
-use crate::process::RETAILERS;
-use crate::sale::{Numbers, Request, TillClock};
+use crate::drafts::{self, Drafts};
+use crate::sale::{Numbers, TillClock};
 
 /// A ledger on a data directory that `serve --dev` can open afterwards.
 pub struct Stock {
     ledger: Ledger,
     writer: Option<Writer>,
     runtime: tokio::runtime::Runtime,
-    hash_keys: HashKeys,
-    retailers: Vec<Uscc>,
+    drafts: Drafts,
     numbers: Numbers,
     clock: TillClock,
-    request: Request,
     appends: Appends,
 }
 
@@ -112,16 +101,13 @@ impl Stock {
         let keys = DevKeys::make(data).map_err(|fault| anyhow!("{fault}"))?;
         let appends = Appends::default();
         let (ledger, writer) = open_ledger(data, false, &appends)?;
-        let retailers: Result<_, _> = (1..=RETAILERS).map(|n| Uscc::parse(&generate::uscc_from(n))).collect();
         let stock = Self {
             ledger,
             writer: Some(writer),
             runtime: tokio::runtime::Builder::new_current_thread().enable_all().build()?,
-            hash_keys: dev_hash_keys(&keys)?,
-            retailers: retailers.map_err(|fault| anyhow!("{fault:?}"))?,
+            drafts: Drafts::new(drafts::hash_keys(&keys.hash_key_file)?)?,
             numbers: Numbers::default(),
             clock: TillClock::default(),
-            request: Request::claim(""),
             appends,
         };
         stock.prepare_journal()?;
@@ -133,14 +119,9 @@ impl Stock {
     }
 
     fn prepare_journal(&self) -> Result<()> {
-        // 1,000,000,000,000.00 yuan: no journal made here uses them up.
-        const BUDGET: Fen = Fen::new(100_000_000_000_000);
-        for key in self.hash_keys.live() {
-            let (key, check) = (key.id().to_string().into(), key.check_value().into());
-            self.submit(Command::IntroduceHashKey { key, check })?;
+        for command in drafts::introduction(self.drafts.hash_keys()) {
+            self.submit(command)?;
         }
-        let files = programme::shipped().into_iter().map(|(name, text)| ProgrammeFile { name, text });
-        self.submit(Command::Activate(files.collect()))?;
         let Outcome::Funds { funds: open, .. } = self.submit(Command::Funds)? else {
             bail!("no list of funds")
         };
@@ -148,19 +129,8 @@ impl Stock {
             return Ok(());
         }
         let programmes = Arc::clone(&self.ledger.published().programmes);
-        let measure_25 = programmes.get("zj-ai-25").context("measure 25 is not among the programmes")?;
-        for city in (1..=11).map(|city| (330_000 + city * 100).to_string()) {
-            self.submit(Command::OpenFund(Box::new(OpenFund {
-                fund_id: FundId::parse(&format!("zj-ai-25.{city}")).context("a fund's id")?,
-                programme: measure_25.id.clone(),
-                region_code: RegionCode::parse(&city).map_err(|fault| anyhow!("{fault:?}"))?,
-                from: measure_25.in_force.from.value,
-                to: measure_25.in_force.to.value,
-                budget: BUDGET,
-                by: "loadtest".into(),
-                request: Key::new(rand::random()),
-                fingerprint: Key::new(rand::random()),
-            })))?;
+        for command in drafts::funds(&programmes)? {
+            self.submit(command)?;
         }
         Ok(())
     }
@@ -170,19 +140,11 @@ impl Stock {
         let now = Instant::now();
         let today = Clock::default().now().day();
         let published = Arc::clone(&self.ledger.published());
-        let preparation = Preparation { published: &published, hash_keys: &self.hash_keys };
         (0..count)
             .map(|_| {
                 let n = self.numbers.take();
-                self.request.write(0, n, &self.clock.text(now));
-                let body = json::body(self.request.body(), |reader| ClaimBody::read(reader, today))
-                    .map_err(|faults| anyhow!("a sale is not valid: {faults:?}"))?;
-                let retailer = usize::try_from(n % RETAILERS)?;
-                let retailer = *self.retailers.get(retailer).context("no retailer")?;
-                let key =
-                    IdempotencyKey::parse(&format!("sale-{n:016}")).map_err(|fault| anyhow!("{fault:?}"))?;
-                let by = Submitter { retailer, platform: None };
-                let draft = preparation.draft(by, &key, body, rand::random());
+                let body = Drafts::read(self.drafts.body(n, &self.clock.text(now)), today)?;
+                let draft = self.drafts.draft(&published, n, body)?;
                 Ok(Command::Make(Box::new(draft)))
             })
             .collect()
