@@ -4,6 +4,7 @@
 
 mod support;
 
+mod appends;
 mod audit;
 mod authorisation;
 mod batches;
