@@ -397,6 +397,45 @@ fn a_process_without_a_hash_key_that_others_write_under_is_unready_and_makes_no_
     assert_eq!(new.caller("retailer", &till.subject, &[]).claim_under(&key, &sale).text(), made.text());
 }
 
+// --- The book ---
+
+#[test]
+fn one_process_carries_the_book_on_and_another_steps_in_when_it_stands_still_or_ends() {
+    /// The lock of whoever carries the book on, as PostgreSQL lists it.
+    const CARRIERS: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted
+         AND (classid::bigint << 32 | objid::bigint) = x'7375627369647903'::bigint
+         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let place = Place::new();
+    let (mut one, other) = (place.start(), place.start());
+    let book_follows = |service: &Service| {
+        eventually("the book has what was sold", Duration::from_secs(20), || {
+            let ready = service.operator().get("/readyz").json();
+            (ready["book"]["position"] == ready["journal"]["position"]).then_some(())
+        });
+    };
+    let sell = |service: &Service| {
+        service.retailer().claimed(&service.sale());
+        book_follows(service);
+    };
+    sell(&one);
+    sell(&other);
+    assert_eq!(place.database.execute(CARRIERS).trim(), "1");
+    // Whichever of them it is.
+    for (still, goes_on) in [(&one, &other), (&other, &one)] {
+        still.signal("STOP");
+        sell(goes_on);
+        still.signal("CONT");
+        sell(still);
+        assert_eq!(place.database.execute(CARRIERS).trim(), "1");
+    }
+    one.kill();
+    sell(&other);
+    eventually("the process that is left carries the book on", Duration::from_secs(10), || {
+        (place.database.execute(CARRIERS).trim() == "1").then_some(())
+    });
+    sell(&other);
+}
+
 // --- History ---
 
 #[test]
