@@ -565,7 +565,7 @@ mod tests {
         // No key has another default: left out of the file, it is missed.
         let lines: Vec<_> = DEFAULT_TOML.lines().collect();
         let is_key = |line: &str| line.starts_with(|first: char| first.is_ascii_lowercase());
-        assert_eq!(lines.iter().filter(|line| is_key(line)).count(), 22);
+        assert_eq!(lines.iter().filter(|line| is_key(line)).count(), 24);
         for (at, line) in lines.iter().enumerate().filter(|(_, line)| is_key(line)) {
             let without: Vec<_> =
                 lines.iter().enumerate().filter(|(n, _)| *n != at).map(|(_, line)| *line).collect();

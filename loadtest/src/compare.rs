@@ -11,13 +11,13 @@ use serde::Serialize;
 use crate::book::BookWatch;
 use crate::ceiling::Parse;
 use crate::chart;
-use crate::load::{Span, Step};
+use crate::load::{Paced, Span, Step};
 use crate::machine::Machine;
 use crate::plain::Funds;
 use crate::process::{self, Server, Tokens, Workplace};
 use crate::progress::Progress;
 use crate::report::{self, Figures, Latency, Table, ms};
-use crate::script::Shares;
+use crate::script::{Claims, Shares};
 use crate::subject::{self, Databases, Generator, Round, Service};
 
 /// How long things are measured.
@@ -297,20 +297,36 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path, lengths: Len
     let sustained = sustained(&mut field, ceiling)?;
     let mut paced = Vec::new();
     let mut lines = Vec::new();
-    let half = (embedded / 2.0) as u64;
-    paced_run(
-        &mut field.embedded,
-        Subject::Embedded,
-        generator,
-        half,
-        lengths.paced,
-        &mut paced,
-        &mut lines,
-    )?;
+    let mut note = |subject: Subject, rate, length: Duration, run: Paced<Claims>| {
+        paced.push(PacedSummary {
+            subject: subject.name(),
+            rate,
+            seconds: length.as_secs(),
+            requests: run.requests,
+            claims: run.items,
+            latency: Latency::of(&run.latency),
+            overloaded: run.overloaded,
+        });
+        lines.push((format!("{}, {rate}/s", subject.name()), run.latency));
+    };
+    let progress = Progress::new("open loops", 3);
+    let (rate, length) = ((embedded / 2.0) as u64, lengths.paced);
+    let run = field.embedded.paced(generator, &[Step { rate, length }])?;
+    field.embedded.rest()?;
+    note(Subject::Embedded, rate, length, run);
+    progress.add(1);
+    let length = lengths.paced_shared;
     if let (Some(service), Some(peak)) = (&mut field.shared, shared) {
-        let half = (peak / 2.0) as u64;
-        paced_run(service, Subject::Shared, generator, half, lengths.paced_shared, &mut paced, &mut lines)?;
+        let rate = (peak / 2.0) as u64;
+        let run = service.paced(generator, &[Step { rate, length }])?;
+        service.rest()?;
+        note(Subject::Shared, rate, length, run);
     }
+    progress.add(1);
+    // At the rate of the first: what machine and generator add by themselves.
+    let run = subject::ceiling_paced(&field.ceiling, &field.tokens, generator, &[Step { rate, length }])?;
+    note(Subject::Ceiling, rate, length, run);
+    progress.done();
     let spike = spike(&mut field.embedded, generator, embedded as u64)?;
     field.check_money()?;
     field.stop()?;
@@ -382,32 +398,6 @@ fn sustained(field: &mut Field, ceiling: f64) -> Result<Sustained> {
     })
 }
 
-fn paced_run(
-    service: &mut Service,
-    subject: Subject,
-    generator: Generator,
-    rate: u64,
-    length: Duration,
-    summaries: &mut Vec<PacedSummary>,
-    lines: &mut Vec<(String, Histogram<u64>)>,
-) -> Result<()> {
-    let progress = Progress::new(&format!("{}, open loop", subject.name()), 1);
-    let paced = service.paced(generator, &[Step { rate, length }])?;
-    progress.done();
-    service.rest()?;
-    summaries.push(PacedSummary {
-        subject: subject.name(),
-        rate,
-        seconds: length.as_secs(),
-        requests: paced.requests,
-        claims: paced.items,
-        latency: Latency::of(&paced.latency),
-        overloaded: paced.overloaded,
-    });
-    lines.push((format!("{}, {rate}/s", subject.name()), paced.latency));
-    Ok(())
-}
-
 fn spike(service: &mut Service, generator: Generator, peak: u64) -> Result<SpikeSummary> {
     let ordinary = peak / SPIKE;
     let around = Step { rate: ordinary, length: AROUND_SPIKE };
@@ -454,7 +444,7 @@ fn text(report: &Report) -> String {
         ]);
     }
     let mut open = Table::new(&[
-        "open loop at half of own peak",
+        "open loop at half of own peak (the ceiling at that of the first)",
         "per second",
         "p50 ms",
         "p99 ms",

@@ -256,6 +256,18 @@ pub fn ceiling(server: &Server, tokens: &Tokens, generator: Generator, span: Spa
     unchecked(server.address, vec![server.id()], tokens, generator, span, Trust::StatusOnly)
 }
 
+/// The ceiling at planned times: what machine and generator add to latencies by themselves.
+pub fn ceiling_paced(
+    server: &Server,
+    tokens: &Tokens,
+    generator: Generator,
+    steps: &[Step],
+) -> Result<Paced<Claims>> {
+    let target =
+        Target { addresses: vec![server.address], processes: vec![server.id()], threads: generator.threads };
+    load::open(&target, steps, unchecked_scripts(tokens, generator, Trust::StatusOnly), &mut |_| {})
+}
+
 /// The plain service: amounts are checked, the rest of its answers is its own.
 pub fn plain(
     server: &Server,
@@ -277,17 +289,16 @@ fn unchecked(
     span: Span,
     trust: Trust,
 ) -> Result<Round> {
-    let scripts: Vec<Claims> = tokens
-        .retailers
-        .iter()
-        .cycle()
-        .take(generator.connections)
-        .map(|token| Claims::new(token, trust, Shares::default(), 0))
-        .collect();
+    let scripts = unchecked_scripts(tokens, generator, trust);
     let target = Target { addresses: vec![address], processes, threads: generator.threads };
     let measured = load::closed(&target, span, scripts, &mut |_| {})?;
     settle(&measured.scripts)?;
     Ok(Round::of(&measured))
+}
+
+fn unchecked_scripts(tokens: &Tokens, generator: Generator, trust: Trust) -> Vec<Claims> {
+    let tokens = tokens.retailers.iter().cycle().take(generator.connections);
+    tokens.map(|token| Claims::new(token, trust, Shares::default(), 0)).collect()
 }
 
 /// Starts a ceiling whose tokens are those of a data directory.
