@@ -1,16 +1,15 @@
 //! Bytes as text: hexadecimal digits, or base64url (RFC 4648, 5) without padding, which is a third shorter.
 
-use std::{fmt, io};
+use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use serde::de::{self, Deserializer, Visitor};
-use serde_json::ser::Formatter;
 
 /// The most bytes that are written as one text.
-const BYTES_MAX: usize = 32;
+pub const BYTES_MAX: usize = 32;
 /// Digits of base64url that so many bytes have.
-const fn base64url_digits(bytes: usize) -> usize {
+pub const fn base64url_digits(bytes: usize) -> usize {
     (bytes * 4).div_ceil(3)
 }
 
@@ -57,7 +56,8 @@ pub fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     f.write_str(hex(bytes, &mut digits).ok_or(fmt::Error)?)
 }
 
-fn hex<'a>(bytes: &[u8], digits: &'a mut [u8; 2 * BYTES_MAX]) -> Option<&'a str> {
+/// The hexadecimal digits of at most 32 bytes.
+pub fn hex<'a>(bytes: &[u8], digits: &'a mut [u8; 2 * BYTES_MAX]) -> Option<&'a str> {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     for (pair, byte) in digits.chunks_exact_mut(2).zip(bytes) {
         pair[0] = HEX[usize::from(byte >> 4)];
@@ -88,52 +88,9 @@ pub fn deserialize<'de, const N: usize, D: Deserializer<'de>>(deserializer: D) -
     deserializer.deserialize_str(Text)
 }
 
-/// How JSON without white space has its bytes (`serialize_bytes`, at most 32) written.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum JsonBytes {
-    /// As hexadecimal digits.
-    Hex,
-    /// As base64url.
-    Base64Url,
-}
-
-impl Formatter for JsonBytes {
-    fn write_byte_array<W: ?Sized + io::Write>(&mut self, writer: &mut W, bytes: &[u8]) -> io::Result<()> {
-        let too_many = || io::Error::from(io::ErrorKind::InvalidInput);
-        match self {
-            Self::Hex => {
-                let mut digits = [0; 2 * BYTES_MAX];
-                write!(writer, "\"{}\"", hex(bytes, &mut digits).ok_or_else(too_many)?)
-            }
-            Self::Base64Url => {
-                let mut quoted = [b'"'; base64url_digits(BYTES_MAX) + 2];
-                let digits = quoted.get_mut(1..=base64url_digits(bytes.len())).ok_or_else(too_many)?;
-                BASE64URL.encode_slice(bytes, digits).map_err(|_| too_many())?;
-                writer.write_all(quoted.get(..base64url_digits(bytes.len()) + 2).ok_or_else(too_many)?)
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use serde::{Serialize, Serializer};
-
     use super::*;
-
-    struct Bytes<'a>(&'a [u8]);
-
-    impl Serialize for Bytes<'_> {
-        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            serializer.serialize_bytes(self.0)
-        }
-    }
-
-    fn json(form: JsonBytes, bytes: &[u8]) -> Option<String> {
-        let mut json = Vec::new();
-        Bytes(bytes).serialize(&mut serde_json::Serializer::with_formatter(&mut json, form)).ok()?;
-        String::from_utf8(json).ok()
-    }
 
     #[test]
     fn bytes_are_read_from_either_of_the_texts_they_are_written_as() {
@@ -141,16 +98,12 @@ mod tests {
         let hex = "\"0008101820283038404850586068707880889098a0a8b0b8c0c8d0d8e0e8f0f8\"";
         // As `basenc --base64url` writes them, but for the padding.
         let base64url = "\"AAgQGCAoMDhASFBYYGhweICIkJigqLC4wMjQ2ODo8Pg\"";
-        assert_eq!(json(JsonBytes::Hex, &bytes).unwrap(), hex);
-        assert_eq!(json(JsonBytes::Base64Url, &bytes).unwrap(), base64url);
         for text in [hex, base64url] {
             assert_eq!(from_text(text.trim_matches('"')), Some(bytes));
             assert_eq!(deserialize(&mut serde_json::Deserializer::from_str(text)).ok(), Some(bytes));
         }
         let short: [u8; 16] = std::array::from_fn(|place| 255 - place as u8);
-        assert_eq!(json(JsonBytes::Base64Url, &short).unwrap(), "\"__79_Pv6-fj39vX08_Lx8A\"");
         assert_eq!(from_text("__79_Pv6-fj39vX08_Lx8A"), Some(short));
-        assert_eq!(json(JsonBytes::Base64Url, &[]).unwrap(), "\"\"");
     }
 
     #[test]
@@ -173,7 +126,5 @@ mod tests {
             assert_eq!(from_text::<32>(malformed), None, "{malformed}");
         }
         assert_eq!(from_hex::<32>(base64url), None);
-        assert_eq!(json(JsonBytes::Hex, &[0; 33]), None);
-        assert_eq!(json(JsonBytes::Base64Url, &[0; 33]), None);
     }
 }

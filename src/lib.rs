@@ -10,6 +10,7 @@ pub mod heads;
 pub mod http;
 pub mod identity;
 pub mod journal;
+pub mod json;
 pub mod ledger;
 pub mod limits;
 pub mod money;

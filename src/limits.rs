@@ -99,6 +99,8 @@ pub const WRITER_BATCH_EXPIRIES_MAX: usize = 256;
 pub const FOLD_DROPS_MAX: usize = 64;
 /// Bytes in one journal entry.
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
+/// Bytes for which there is room from the start where an entry is written; a claim's has fewer.
+pub const ENTRY_BYTES_USUAL: usize = 2048;
 /// Entries read from the journal at a time.
 pub const JOURNAL_READ_ENTRIES_MAX: usize = 128;
 /// Bytes in a page of the embedded journal. An entry has some 1,100: three would fit into 4 KiB, and
@@ -163,11 +165,13 @@ pub const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
 // --- The book ---
 
 /// Entries the projector puts into one transaction of the book.
-pub const BOOK_BATCH_ENTRIES_MAX: usize = 16 * 1024;
-/// Entries offered to the projector and not yet taken; it reads the journal for what does not fit.
-pub const BOOK_INBOX_ENTRIES_MAX: usize = 16 * 1024;
-/// How long the projector gathers entries while nobody waits for the book.
-pub const BOOK_PACE: Duration = Duration::from_millis(200);
+pub const BOOK_BATCH_ENTRIES_MAX: usize = 64 * 1024;
+/// Entries offered to the projector and not yet taken, some 300 bytes of each; it reads the journal for what
+/// does not fit.
+pub const BOOK_INBOX_ENTRIES_MAX: usize = 64 * 1024;
+/// How long the projector gathers entries while nobody waits for the book. A claim touches a page of each
+/// index, wherever its keys are: the more claims at a time, the fewer pages for each.
+pub const BOOK_PACE: Duration = Duration::from_millis(500);
 /// How often it looks how far another process has come that carries the book on.
 pub const BOOK_PACE_BESIDE: Duration = Duration::from_secs(1);
 /// The same while somebody waits for it.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use subsidy_pos::book::batch::Line;
 use subsidy_pos::book::cube::Cube;
 use subsidy_pos::book::projector::{Feed, advance};
 use subsidy_pos::book::sqlite as book;
@@ -168,7 +169,8 @@ fn booked(entries: &[Arc<Stored>]) -> Vec<String> {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("book.db");
     let (mut tables, _) = book::open(&file, Feed::new()).unwrap();
-    advance(&mut tables, Head::EMPTY, entries).unwrap();
+    let lines: Vec<_> = entries.iter().map(|stored| Line::of(stored)).collect();
+    advance(&mut tables, Head::EMPTY, &lines).unwrap();
     let (position, cube) = book::read_cube(&file).unwrap();
     assert_eq!(position, entries.len() as u64);
     totals(&cube)
@@ -269,10 +271,12 @@ fn the_golden_journal_of_every_version_folds_to_what_it_always_came_to() {
             std::fs::read_to_string(&result).unwrap_or_else(|_| panic!("v{version}.json {missing}"));
         let recorded: Value = serde_json::from_str(&recorded).unwrap();
         for row in &rows {
-            let mut again = Vec::new();
             let stored: Stored = writer::stored(row).expect("an entry");
-            stored.entry.encode(&mut again).unwrap();
-            assert_eq!(again, *row.entry, "version {version}: what is read is written in the same bytes");
+            assert_eq!(
+                stored.entry.to_bytes().unwrap(),
+                *row.entry,
+                "version {version}: what is read is written in the same bytes"
+            );
         }
         from_images(&rows);
         let folded = fold(&rows);

@@ -323,8 +323,7 @@ fn rewrite(data: &Path, from: u64, mut change: impl FnMut(&mut Entry)) {
         let Stored { entry: mut rewritten, .. }: Stored = writer::stored(&found).unwrap();
         change(&mut rewritten);
         rewritten.prev = before.unwrap_or(rewritten.prev);
-        let mut bytes = Vec::new();
-        rewritten.encode(&mut bytes).unwrap();
+        let bytes = rewritten.to_bytes().unwrap();
         let own = Hash::of(&bytes);
         before = Some(own);
         let rusqlite::types::Value::Blob(_) = hash else { panic!("{hash:?}") };

@@ -131,10 +131,7 @@ impl Desk {
 
 /// The bytes of an entry.
 pub fn encode(entry: &Entry) -> Result<Vec<u8>> {
-    // As much as the writer sets aside.
-    let mut bytes = Vec::with_capacity(1280);
-    entry.encode(&mut bytes)?;
-    Ok(bytes)
+    Ok(entry.to_bytes()?)
 }
 
 fn published(state: &State) -> Published {

@@ -1,7 +1,8 @@
 //! What a run of entries does to the book, worked out in memory before a table is touched.
 //!
 //! Pure, and the same for every database: a store looks up the claims that [`older_claims`] names,
-//! makes a [`Batch`] and writes it down.
+//! makes a [`Batch`] and writes it down. What is folded are [`Line`]s, not entries: a line is made of its entry
+//! while that is at hand anyway, and can wait for the projector in a tenth of the room.
 
 use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,8 +11,9 @@ use std::sync::Arc;
 use super::cube::{Cube, Facts};
 use crate::claim::{Device, Status};
 use crate::identity::{Reference, SerialNumber};
+use crate::journal::Head;
 use crate::ledger::Stored;
-use crate::ledger::entry::{ClaimMade, ClaimMoved, Entry, Event, Hash};
+use crate::ledger::entry::{ClaimMade, ClaimMoved, Event, Hash};
 use crate::time::Day;
 
 /// The journal says what cannot be, or the book has lost what it was told before.
@@ -25,9 +27,9 @@ pub struct Contradiction {
 }
 
 impl Contradiction {
-    /// Says that `entry` does `what`.
-    pub fn at(entry: &Entry, what: &'static str) -> Self {
-        Self { position: entry.position, what }
+    /// Says that the entry at `position` does `what`.
+    pub const fn at(position: u64, what: &'static str) -> Self {
+        Self { position, what }
     }
 }
 
@@ -71,14 +73,88 @@ pub struct NewClaim {
     pub order_key: i64,
 }
 
-/// The claims made before `entries` that `entries` move, by the positions of the entries that made
-/// them, ascending.
-pub fn older_claims(entries: &[Arc<Stored>]) -> BTreeSet<u64> {
-    let first = entries.first().map_or(0, |stored| stored.entry.position);
-    entries
+/// What the book needs of one entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Line {
+    /// Position and hash.
+    pub head: Head,
+    /// The hash of the entry before.
+    pub prev: Hash,
+    /// The day of the entry.
+    day: Day,
+    what: What,
+}
+
+/// What an entry does to the book.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum What {
+    /// A claim was made; `None` where it names no programme, which no entry of this service does.
+    Made(Option<NewClaim>),
+    Moved(Step),
+    /// Nothing but that the book goes on.
+    Nothing,
+}
+
+/// A step of a claim's life.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Step {
+    /// The position of the entry that made the claim.
+    made: u64,
+    /// The position of its last entry before this one.
+    prior: u64,
+    from: Status,
+    to: Status,
+    /// The key of the device bound now.
+    sn_key: Option<i64>,
+}
+
+impl Line {
+    /// What the book needs of `stored`.
+    pub fn of(stored: &Stored) -> Self {
+        let entry = &stored.entry;
+        Self {
+            head: Head { position: entry.position, hash: stored.hash },
+            prev: entry.prev,
+            day: entry.at.day(),
+            what: match &entry.event {
+                Event::ClaimMade(made) => What::Made(NewClaim::of(entry.position, made)),
+                Event::ClaimMoved(moved) => What::Moved(Step::of(moved)),
+                _ => What::Nothing,
+            },
+        }
+    }
+}
+
+impl NewClaim {
+    fn of(position: u64, made: &ClaimMade) -> Option<Self> {
+        Some(Self {
+            standing: Standing {
+                last: position,
+                status: made.status,
+                sn_key: made.sale.device.as_ref().map(key_of),
+                facts: Facts::of(made)?,
+            },
+            platform: made.platform.clone(),
+            order_key: order_key(&made.sale.order_no),
+        })
+    }
+}
+
+impl Step {
+    fn of(moved: &ClaimMoved) -> Self {
+        let ClaimMoved { made, prior, from, to, ref device, .. } = *moved;
+        Self { made, prior, from, to, sn_key: device.as_ref().map(key_of) }
+    }
+}
+
+/// The claims made before `lines` that `lines` move, by the positions of the entries that made them,
+/// ascending.
+pub fn older_claims(lines: &[Line]) -> BTreeSet<u64> {
+    let first = lines.first().map_or(0, |line| line.head.position);
+    lines
         .iter()
-        .filter_map(|stored| match &stored.entry.event {
-            Event::ClaimMoved(moved) if moved.made < first => Some(moved.made),
+        .filter_map(|line| match &line.what {
+            What::Moved(step) if step.made < first => Some(step.made),
             _ => None,
         })
         .collect()
@@ -99,57 +175,47 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Folds `entries`, given the [`older_claims`] as they stand before them.
-    pub fn fold(entries: &[Arc<Stored>], older: BTreeMap<u64, Standing>) -> Result<Self, Contradiction> {
+    /// Folds `lines`, given the [`older_claims`] as they stand before them.
+    pub fn fold(lines: &[Line], older: BTreeMap<u64, Standing>) -> Result<Self, Contradiction> {
         let mut batch = Self { moved: older, ..Self::default() };
-        for stored in entries {
-            let entry = &stored.entry;
-            batch.days.entry(entry.at.day()).or_insert(entry.position);
-            match &entry.event {
-                Event::ClaimMade(made) => batch.make(entry, made)?,
-                Event::ClaimMoved(moved) => batch.carry(entry, moved)?,
-                _ => {}
+        for line in lines {
+            batch.days.entry(line.day).or_insert(line.head.position);
+            match &line.what {
+                What::Made(claim) => batch.make(line, claim.as_ref())?,
+                What::Moved(step) => batch.carry(line, step)?,
+                What::Nothing => {}
             }
         }
         Ok(batch)
     }
 
-    fn make(&mut self, entry: &Entry, made: &ClaimMade) -> Result<(), Contradiction> {
-        let facts = Facts::of(made).ok_or_else(|| Contradiction::at(entry, "names no programme"))?;
-        self.cube.post(entry, &facts, None, made.status)?;
-        let Slot::Vacant(slot) = self.made.entry(entry.position) else {
-            return Err(Contradiction::at(entry, "stands in the journal twice"));
+    fn make(&mut self, line: &Line, claim: Option<&NewClaim>) -> Result<(), Contradiction> {
+        let position = line.head.position;
+        let claim = claim.ok_or(Contradiction::at(position, "names no programme"))?;
+        self.cube.post(position, line.day, &claim.standing.facts, None, claim.standing.status)?;
+        let Slot::Vacant(slot) = self.made.entry(position) else {
+            return Err(Contradiction::at(position, "stands in the journal twice"));
         };
-        slot.insert(NewClaim {
-            standing: Standing {
-                last: entry.position,
-                status: made.status,
-                sn_key: made.sale.device.as_ref().map(key_of),
-                facts,
-            },
-            platform: made.platform.clone(),
-            order_key: order_key(&made.sale.order_no),
-        });
+        slot.insert(claim.clone());
         Ok(())
     }
 
-    fn carry(&mut self, entry: &Entry, moved: &ClaimMoved) -> Result<(), Contradiction> {
-        let claim = match self.made.get_mut(&moved.made) {
+    fn carry(&mut self, line: &Line, step: &Step) -> Result<(), Contradiction> {
+        let position = line.head.position;
+        let claim = match self.made.get_mut(&step.made) {
             Some(new) => &mut new.standing,
             None => self
                 .moved
-                .get_mut(&moved.made)
-                .ok_or_else(|| Contradiction::at(entry, "moves a claim that was never made"))?,
+                .get_mut(&step.made)
+                .ok_or(Contradiction::at(position, "moves a claim that was never made"))?,
         };
-        if (claim.status, claim.last) != (moved.from, moved.prior) {
-            return Err(Contradiction::at(entry, "does not follow its claim's last entry"));
+        if (claim.status, claim.last) != (step.from, step.prior) {
+            return Err(Contradiction::at(position, "does not follow its claim's last entry"));
         }
-        self.cube.post(entry, &claim.facts, Some(moved.from), moved.to)?;
-        claim.status = moved.to;
-        claim.last = entry.position;
-        if let Some(device) = &moved.device {
-            claim.sn_key = Some(key_of(device));
-        }
+        self.cube.post(position, line.day, &claim.facts, Some(step.from), step.to)?;
+        claim.status = step.to;
+        claim.last = position;
+        claim.sn_key = step.sn_key.or(claim.sn_key);
         Ok(())
     }
 }

@@ -163,18 +163,19 @@ pub struct Cube {
 }
 
 impl Cube {
-    /// Counts the step that `entry` takes a claim.
+    /// Counts the step that the entry at `position`, of `day`, takes a claim.
     pub fn post(
         &mut self,
-        entry: &Entry,
+        position: u64,
+        day: Day,
         claim: &Facts,
         from: Option<Status>,
         to: Status,
     ) -> Result<(), Contradiction> {
         let change = Counters::of_step(claim, from, to)
-            .ok_or_else(|| Contradiction::at(entry, "moves a claim as claims do not move"))?;
-        let cell = Cell { day: entry.at.day(), sale_day: claim.sale_day, facets: claim.facets.clone() };
-        self.add(cell, &change).ok_or_else(|| Contradiction::at(entry, "makes a total too large"))
+            .ok_or(Contradiction::at(position, "moves a claim as claims do not move"))?;
+        let cell = Cell { day, sale_day: claim.sale_day, facets: claim.facets.clone() };
+        self.add(cell, &change).ok_or(Contradiction::at(position, "makes a total too large"))
     }
 
     /// Adds to one cell; `None` if the sum is out of range.
@@ -228,24 +229,25 @@ pub struct Refold {
 impl Refold {
     /// Folds the next entry in.
     pub fn fold(&mut self, entry: &Entry) -> Result<(), Contradiction> {
-        if entry.position != self.position + 1 {
-            return Err(Contradiction::at(entry, "does not follow the entry before"));
+        let (position, day) = (entry.position, entry.at.day());
+        if position != self.position + 1 {
+            return Err(Contradiction::at(position, "does not follow the entry before"));
         }
         match &entry.event {
             Event::ClaimMade(made) => {
-                let claim = Facts::of(made).ok_or_else(|| Contradiction::at(entry, "names no programme"))?;
-                self.cube.post(entry, &claim, None, made.status)?;
-                self.remember(entry.position, claim);
+                let claim = Facts::of(made).ok_or(Contradiction::at(position, "names no programme"))?;
+                self.cube.post(position, day, &claim, None, made.status)?;
+                self.remember(position, claim);
             }
             Event::ClaimMoved(moved) => {
                 let claim = self
                     .recall(moved.made)
-                    .ok_or_else(|| Contradiction::at(entry, "moves a claim that was never made"))?;
-                self.cube.post(entry, &claim, Some(moved.from), moved.to)?;
+                    .ok_or(Contradiction::at(position, "moves a claim that was never made"))?;
+                self.cube.post(position, day, &claim, Some(moved.from), moved.to)?;
             }
             _ => {}
         }
-        self.position = entry.position;
+        self.position = position;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Transaction};
 
 use super::BookError;
-use super::batch::{Batch, older_claims};
+use super::batch::{Batch, Line, older_claims};
 use super::cube::Cube;
 use super::projector::{Feed, Tables, TablesError};
 use super::sql::{
@@ -25,7 +25,6 @@ use super::sql::{
 use crate::journal::postgres::Place;
 use crate::journal::postgres::place::words;
 use crate::journal::{Head, JournalError};
-use crate::ledger::Stored;
 use crate::ledger::entry::Hash;
 use crate::limits;
 
@@ -251,10 +250,10 @@ impl Tables for PostgresTables {
         Ok(self.carries_on)
     }
 
-    fn apply(&mut self, expected: Head, next: Head, entries: &[Arc<Stored>]) -> Result<(), TablesError> {
+    fn apply(&mut self, expected: Head, next: Head, lines: &[Line]) -> Result<(), TablesError> {
         self.with(async |client, names| {
             let transaction = client.transaction().await?;
-            write(&transaction, names, expected, next, entries).await?;
+            write(&transaction, names, expected, next, lines).await?;
             Ok(transaction.commit().await?)
         })
     }
@@ -342,7 +341,7 @@ async fn write(
     names: &mut Option<Names>,
     expected: Head,
     next: Head,
-    entries: &[Arc<Stored>],
+    lines: &[Line],
 ) -> Result<(), TablesError> {
     // Whoever projects too waits here, and then finds that it was too late.
     let row = transaction.query_opt("SELECT position, hash FROM head FOR UPDATE", &[]).await?;
@@ -353,8 +352,8 @@ async fn write(
         Some(names) => names,
         None => names.insert(load_names(transaction).await?),
     };
-    let older: Vec<i64> = older_claims(entries).into_iter().map(integer).collect();
-    let batch = Batch::fold(entries, standings(transaction, names, &older).await?)?;
+    let older: Vec<i64> = older_claims(lines).into_iter().map(integer).collect();
+    let batch = Batch::fold(lines, standings(transaction, names, &older).await?)?;
     let (claims, totals) = (names.claims(&batch), names.totals(&batch.cube));
     let fresh = names.take_fresh();
     if !fresh.is_empty() {

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::batch::Contradiction;
+use super::batch::{Contradiction, Line};
 use crate::journal::{Head, JournalError, Reader};
 use crate::ledger::Stored;
 use crate::ledger::entry::{Entry, Unreadable};
@@ -34,9 +34,9 @@ pub trait Tables: Send {
         Ok(true)
     }
 
-    /// Folds `entries`, which follow `expected` without gaps and end at `next`, in and moves the head,
-    /// all or nothing, if the head is still `expected`.
-    fn apply(&mut self, expected: Head, next: Head, entries: &[Arc<Stored>]) -> Result<(), TablesError>;
+    /// Folds `lines`, which follow `expected` without gaps and end at `next`, in and moves the head, all or
+    /// nothing, if the head is still `expected`.
+    fn apply(&mut self, expected: Head, next: Head, lines: &[Line]) -> Result<(), TablesError>;
 
     /// Empties the book, whatever state it is in. Queries wait or fail meanwhile, and no other process may
     /// have it open, unless it is made for several.
@@ -65,18 +65,17 @@ pub enum TablesError {
     Unavailable(String),
 }
 
-/// Folds `entries` into a book whose head is `head` and says what its head is then.
-pub fn advance(tables: &mut dyn Tables, head: Head, entries: &[Arc<Stored>]) -> Result<Head, TablesError> {
+/// Folds `lines` into a book whose head is `head` and says what its head is then.
+pub fn advance(tables: &mut dyn Tables, head: Head, lines: &[Line]) -> Result<Head, TablesError> {
     let mut next = head;
-    for stored in entries {
-        let entry = &stored.entry;
-        if entry.position != next.position + 1 || entry.prev != next.hash {
-            let what = format!("entry {} does not follow entry {}", entry.position, next.position);
+    for line in lines {
+        if line.head.position != next.position + 1 || line.prev != next.hash {
+            let what = format!("entry {} does not follow entry {}", line.head.position, next.position);
             return Err(TablesError::Unfit(what));
         }
-        next = Head { position: entry.position, hash: stored.hash };
+        next = line.head;
     }
-    tables.apply(head, next, entries)?;
+    tables.apply(head, next, lines)?;
     Ok(next)
 }
 
@@ -97,8 +96,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Inbox {
-    /// Entries without gaps; the journal has those before and after.
-    entries: VecDeque<Arc<Stored>>,
+    /// Of entries without gaps; the journal has those before and after.
+    lines: VecDeque<Line>,
     /// The highest position somebody waits for.
     wanted: u64,
     /// Set by a reader that found the book damaged.
@@ -109,7 +108,7 @@ struct Inbox {
 /// What the feed has for the projector.
 enum Taken {
     /// These follow.
-    Entries(Vec<Arc<Stored>>),
+    Lines(Vec<Line>),
     /// Nothing that follows directly; up to this many entries are missing in between.
     Missing(u64),
 }
@@ -131,12 +130,16 @@ impl Feed {
     /// is too slow to take it reads from the journal later.
     pub fn offer(&self, entries: &[Arc<Stored>]) {
         let Some(first) = entries.first() else { return };
+        let follows = first.entry.position;
+        // Made before the lock is taken: the projector need not wait for it.
+        let lines: Vec<Line> =
+            entries.iter().take(limits::BOOK_INBOX_ENTRIES_MAX).map(|stored| Line::of(stored)).collect();
         let mut inbox = self.inbox();
-        let follows = inbox.entries.back().is_none_or(|last| last.entry.position + 1 == first.entry.position);
-        if !follows || inbox.entries.len() + entries.len() > limits::BOOK_INBOX_ENTRIES_MAX {
-            inbox.entries.clear();
+        let follows = inbox.lines.back().is_none_or(|last| last.head.position + 1 == follows);
+        if !follows || inbox.lines.len() + lines.len() > limits::BOOK_INBOX_ENTRIES_MAX {
+            inbox.lines.clear();
         }
-        inbox.entries.extend(entries.iter().take(limits::BOOK_INBOX_ENTRIES_MAX).cloned());
+        inbox.lines.extend(lines);
         if inbox.is_urgent(*self.shared.position.borrow()) {
             self.shared.wake.notify_one();
         }
@@ -175,13 +178,13 @@ impl Feed {
 
     /// Forgets what was offered: another process carries the book on.
     fn forget(&self) {
-        self.inbox().entries.clear();
+        self.inbox().lines.clear();
     }
 
     /// How many entries wait to be taken.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
-        self.inbox().entries.len()
+        self.inbox().lines.len()
     }
 
     fn reached(&self, position: u64) {
@@ -217,15 +220,15 @@ impl Feed {
     /// The entries after `position`, as far as the inbox has them.
     fn take(&self, position: u64) -> Taken {
         let mut inbox = self.inbox();
-        let known = inbox.entries.iter().take_while(|stored| stored.entry.position <= position).count();
-        inbox.entries.drain(..known);
-        match inbox.entries.front() {
+        let known = inbox.lines.iter().take_while(|line| line.head.position <= position).count();
+        inbox.lines.drain(..known);
+        match inbox.lines.front() {
             None => Taken::Missing(u64::MAX),
-            Some(first) if first.entry.position == position + 1 => {
-                let count = inbox.entries.len().min(limits::BOOK_BATCH_ENTRIES_MAX);
-                Taken::Entries(inbox.entries.drain(..count).collect())
+            Some(first) if first.head.position == position + 1 => {
+                let count = inbox.lines.len().min(limits::BOOK_BATCH_ENTRIES_MAX);
+                Taken::Lines(inbox.lines.drain(..count).collect())
             }
-            Some(first) => Taken::Missing(first.entry.position - position - 1),
+            Some(first) => Taken::Missing(first.head.position - position - 1),
         }
     }
 
@@ -253,7 +256,7 @@ impl Inbox {
         self.stopping
             || self.doubted
             || self.wanted > position
-            || self.entries.len() >= limits::BOOK_INBOX_ENTRIES_MAX / 2
+            || self.lines.len() >= limits::BOOK_INBOX_ENTRIES_MAX / 2
     }
 }
 
@@ -419,18 +422,18 @@ impl Work {
             None => self.recognise()?,
         };
         let wanted = self.feed.wanted();
-        let (entries, progress) = match self.feed.take(head.position) {
-            Taken::Entries(entries) => (entries, Progress::CaughtUp),
+        let (lines, progress) = match self.feed.take(head.position) {
+            Taken::Lines(lines) => (lines, Progress::CaughtUp),
             Taken::Missing(count) => (self.read(head.position, count)?, Progress::More),
         };
-        if entries.is_empty() {
+        if lines.is_empty() {
             self.feed.nothing_more(wanted);
             if std::mem::take(&mut self.rebuilding) {
                 info!(position = head.position, "the book is rebuilt");
             }
             return Ok(Progress::CaughtUp);
         }
-        let head = advance(self.tables.as_mut(), head, &entries)?;
+        let head = advance(self.tables.as_mut(), head, &lines)?;
         self.head = Some(head);
         self.feed.reached(head.position);
         Ok(progress)
@@ -476,21 +479,21 @@ impl Work {
     }
 
     /// At most `count` entries after `position`, read from the journal.
-    fn read(&self, position: u64, count: u64) -> Result<Vec<Arc<Stored>>, Stuck> {
+    fn read(&self, position: u64, count: u64) -> Result<Vec<Line>, Stuck> {
         let count = usize::try_from(count).unwrap_or(usize::MAX).min(limits::BOOK_BATCH_ENTRIES_MAX);
-        let mut entries: Vec<Arc<Stored>> = Vec::new();
-        while entries.len() < count {
-            let after = entries.last().map_or(position, |stored| stored.entry.position);
-            let limit = limits::JOURNAL_READ_ENTRIES_MAX.min(count - entries.len());
+        let mut lines: Vec<Line> = Vec::new();
+        while lines.len() < count {
+            let after = lines.last().map_or(position, |line| line.head.position);
+            let limit = limits::JOURNAL_READ_ENTRIES_MAX.min(count - lines.len());
             let rows = self.runtime.block_on(self.reader.after(after, limit))?;
             if rows.is_empty() {
                 break;
             }
             for row in rows {
                 let entry = Entry::decode(row.position, &row.entry)?;
-                entries.push(Arc::new(Stored { entry, hash: row.hash }));
+                lines.push(Line::of(&Stored { entry, hash: row.hash }));
             }
         }
-        Ok(entries)
+        Ok(lines)
     }
 }

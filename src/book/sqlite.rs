@@ -18,7 +18,7 @@ use rusqlite::{
 use tracing::warn;
 
 use super::BookError;
-use super::batch::{Batch, older_claims};
+use super::batch::{Batch, Line, older_claims};
 use super::cube::Cube;
 use super::projector::{Feed, Tables, TablesError};
 use super::sql::{
@@ -26,7 +26,6 @@ use super::sql::{
     garbled, integer, moves,
 };
 use crate::journal::Head;
-use crate::ledger::Stored;
 use crate::limits;
 
 /// The name of the book's file in the data directory.
@@ -135,7 +134,7 @@ impl SqliteTables {
         Ok((self.connection.insert(connection), &mut self.names))
     }
 
-    fn write(&mut self, expected: Head, next: Head, entries: &[Arc<Stored>]) -> Result<(), TablesError> {
+    fn write(&mut self, expected: Head, next: Head, lines: &[Line]) -> Result<(), TablesError> {
         let (connection, names) = self.ready()?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if head_of(&transaction)? != expected {
@@ -146,14 +145,14 @@ impl SqliteTables {
             None => names.insert(load_names(&transaction)?),
         };
         let mut older = BTreeMap::new();
-        for made in older_claims(entries) {
+        for made in older_claims(lines) {
             let sql = format!("SELECT {STANDING} FROM claims WHERE made = ?1");
             let mut statement = transaction.prepare_cached(&sql)?;
             if let Some(row) = statement.query_row([integer(made)], numbers).optional()? {
                 older.extend([names.standing(row)?]);
             }
         }
-        let batch = Batch::fold(entries, older)?;
+        let batch = Batch::fold(lines, older)?;
         write(&transaction, names, &batch)?;
         for (day, first) in &batch.days {
             transaction
@@ -176,8 +175,8 @@ impl Tables for SqliteTables {
         head_of(self.ready()?.0)
     }
 
-    fn apply(&mut self, expected: Head, next: Head, entries: &[Arc<Stored>]) -> Result<(), TablesError> {
-        let written = self.write(expected, next, entries);
+    fn apply(&mut self, expected: Head, next: Head, lines: &[Line]) -> Result<(), TablesError> {
+        let written = self.write(expected, next, lines);
         if written.is_err() {
             self.names = None;
         }

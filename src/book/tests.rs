@@ -10,9 +10,9 @@ use futures_util::future::BoxFuture;
 use smallvec::smallvec;
 use tokio::runtime::Runtime;
 
-use super::batch::Contradiction;
+use super::batch::{Contradiction, Line};
 use super::cube::{Counters, Cube, Refold, Tally};
-use super::projector::{Projector, Tables, TablesError, advance};
+use super::projector::{self, Projector, Tables, TablesError};
 use super::{
     Basis, Book, BookError, ClaimPointer, ClaimsQuery, Dimension, Feed, Group, Page, Scope, TotalsQuery,
     postgres, sqlite,
@@ -116,8 +116,7 @@ impl Story {
         let Head { position, hash: prev } = self.head();
         let position = position + 1;
         let entry = Entry { v: VERSION, position, alg: Algorithm::Sha256, prev, at: self.at, event };
-        let mut bytes = Vec::new();
-        entry.encode(&mut bytes).unwrap();
+        let bytes = entry.to_bytes().unwrap();
         self.entries.push(Arc::new(Stored { entry, hash: Hash::of(&bytes) }));
         position
     }
@@ -369,8 +368,7 @@ impl Story {
 }
 
 fn row(stored: &Stored) -> Row {
-    let mut bytes = Vec::new();
-    stored.entry.encode(&mut bytes).unwrap();
+    let bytes = stored.entry.to_bytes().unwrap();
     Row { position: stored.entry.position, hash: stored.hash, entry: bytes.into() }
 }
 
@@ -406,6 +404,12 @@ fn runtime() -> Runtime {
 /// A place that keeps one book, to be opened as often as one likes.
 trait Place: Send + Sync {
     fn open(&self, feed: Feed) -> (Box<dyn Tables>, Arc<dyn Book>);
+}
+
+/// Folds `entries` into a book.
+fn advance(tables: &mut dyn Tables, head: Head, entries: &[Arc<Stored>]) -> Result<Head, TablesError> {
+    let lines: Vec<Line> = entries.iter().map(|stored| Line::of(stored)).collect();
+    projector::advance(tables, head, &lines)
 }
 
 /// Folds in what the book does not have of `entries`, a journal.

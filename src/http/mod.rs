@@ -165,8 +165,8 @@ impl Reply {
     /// # Errors
     /// As [`Reply::ok`].
     pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Self, Problem> {
-        let mut body = Vec::with_capacity(REPLY_BYTES_TYPICAL);
-        serde_json::to_writer(&mut body, value).map_err(Problem::internal)?;
+        let mut body = String::with_capacity(REPLY_BYTES_TYPICAL);
+        crate::json::write(&mut body, crate::json::Bytes::Hex, value).map_err(Problem::internal)?;
         Ok(Self::new(status, "application/json", body.into()))
     }
 

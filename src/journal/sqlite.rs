@@ -234,13 +234,14 @@ impl Journal for SqliteJournal {
             if (position, &hash) != (signed(expected.position), expected.hash.bytes()) {
                 return Err(JournalError::Moved);
             }
+            // The bytes are text, which whoever reads them checks; bound as text they would be checked here too.
             let mut insert = transaction
-                .prepare_cached("INSERT INTO journal (position, hash, entry) VALUES (?1, ?2, ?3)")
+                .prepare_cached(
+                    "INSERT INTO journal (position, hash, entry) VALUES (?1, ?2, CAST(?3 AS TEXT))",
+                )
                 .map_err(unknown)?;
             for row in rows {
-                let entry = std::str::from_utf8(&row.entry)
-                    .map_err(|error| JournalError::Unusable(error.to_string()))?;
-                insert.execute((signed(row.position), row.hash.bytes(), entry)).map_err(unknown)?;
+                insert.execute((signed(row.position), row.hash.bytes(), &*row.entry)).map_err(unknown)?;
             }
         }
         transaction.commit().map_err(unknown)?;

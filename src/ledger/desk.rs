@@ -244,6 +244,8 @@ pub struct Desk {
     in_doubt: bool,
     /// Whether it was told to stop.
     is_stopping: bool,
+    /// The last entry's bytes; kept for its room.
+    encoded: String,
 }
 
 impl Desk {
@@ -257,7 +259,17 @@ impl Desk {
     ) -> Result<Self, OpenError> {
         let journal = Arc::new(Mutex::new(journal));
         let appender = Appender::start(Arc::clone(&journal))?;
-        Ok(Self { state, journal, appender, clock, observer, shared, in_doubt: false, is_stopping: false })
+        Ok(Self {
+            state,
+            journal,
+            appender,
+            clock,
+            observer,
+            shared,
+            in_doubt: false,
+            is_stopping: false,
+            encoded: String::with_capacity(limits::ENTRY_BYTES_USUAL),
+        })
     }
 
     /// Gives an empty journal its first entry.
@@ -460,13 +472,13 @@ impl Desk {
         };
         let entry =
             Entry { v, position: head.position + 1, alg: Algorithm::Sha256, prev: head.hash, at: now, event };
-        let mut bytes = Vec::with_capacity(1280);
+        self.encoded.clear();
         entry
-            .encode(&mut bytes)
-            .map_err(|cause| Unreadable::Malformed { position: entry.position, cause })?;
-        let hash = Hash::of(&bytes);
+            .encode(&mut self.encoded)
+            .map_err(|cause| Unreadable::Unwritable { position: entry.position, cause })?;
+        let hash = Hash::of(self.encoded.as_bytes());
         self.state.fold(&entry, hash, Some(&mut batch.undo))?;
-        batch.rows.push(Row { position: entry.position, hash, entry: bytes.into() });
+        batch.rows.push(Row { position: entry.position, hash, entry: self.encoded.as_bytes().into() });
         let stored = Arc::new(Stored { entry, hash });
         batch.fresh.push(Arc::clone(&stored));
         Ok(stored)

@@ -13,9 +13,11 @@ use serde::de::{self, DeserializeOwned};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smallvec::SmallVec;
 
-use crate::bytes::{self, JsonBytes};
+use crate::bytes;
 use crate::claim::{AdjustReason, ClaimId, Device, FundId, ReturnReason, Sale, Status};
 use crate::identity::{Reference, RegionCode, Uscc};
+use crate::json::{self, Bytes, Unwritable};
+use crate::limits;
 use crate::money::Fen;
 use crate::programme::ProgrammeId;
 use crate::rules::{Considered, Verdict};
@@ -518,6 +520,14 @@ pub enum Unreadable {
         /// What the parser says.
         cause: serde_json::Error,
     },
+    /// It cannot be written.
+    #[error("entry {position} cannot be written: {cause}")]
+    Unwritable {
+        /// Where.
+        position: u64,
+        /// What the writer says.
+        cause: Unwritable,
+    },
     /// The row's number is not the one its bytes name.
     #[error("entry {position} says that its position is {claimed}")]
     Position {
@@ -559,18 +569,25 @@ impl Entry {
     ///
     /// The first format writes bytes in hexadecimal and leaves nothing out of a claim; since the second
     /// bytes are written in base64url, and what a claim leaves out is as it mostly is.
-    pub fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+    pub fn encode(&self, buffer: &mut String) -> Result<(), Unwritable> {
         match (self.v, &self.event) {
             (1, Event::ClaimMade(made)) => {
                 let event = Event::ClaimMade(Arc::new(made.in_full()));
-                Entry { event, ..self.clone() }.write(buffer, JsonBytes::Hex)
+                Entry { event, ..self.clone() }.write(buffer, Bytes::Hex)
             }
-            (1, _) => self.write(buffer, JsonBytes::Hex),
-            _ => self.write(buffer, JsonBytes::Base64Url),
+            (1, _) => self.write(buffer, Bytes::Hex),
+            _ => self.write(buffer, Bytes::Base64Url),
         }
     }
 
-    fn write(&self, buffer: &mut Vec<u8>, bytes: JsonBytes) -> Result<(), serde_json::Error> {
-        self.serialize(&mut serde_json::Serializer::with_formatter(buffer, bytes))
+    /// The same as bytes of their own.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Unwritable> {
+        let mut text = String::with_capacity(limits::ENTRY_BYTES_USUAL);
+        self.encode(&mut text)?;
+        Ok(text.into())
+    }
+
+    fn write(&self, buffer: &mut String, bytes: Bytes) -> Result<(), Unwritable> {
+        json::write(buffer, bytes, self)
     }
 }

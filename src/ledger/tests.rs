@@ -637,8 +637,7 @@ proptest! {
         prop_assert_eq!(state.digest(), after);
         let mut fresh = State::default();
         for (entry, hash) in &entries {
-            let mut bytes = Vec::new();
-            entry.encode(&mut bytes).unwrap();
+            let bytes = entry.to_bytes().unwrap();
             prop_assert_eq!(Hash::of(&bytes), *hash);
             // As at start: no more is read than the state needs.
             let effects: Entry<Effects> = Entry::decode(entry.position, &bytes).unwrap();
@@ -724,8 +723,7 @@ fn enter(state: &mut State, event: Event, now: Timestamp, undo: &mut Undo, entri
         at: now,
         event,
     };
-    let mut bytes = Vec::new();
-    entry.encode(&mut bytes).unwrap();
+    let bytes = entry.to_bytes().unwrap();
     let hash = Hash::of(&bytes);
     state.fold(&entry, hash, Some(undo)).unwrap();
     entries.push((entry, hash));
@@ -744,8 +742,7 @@ fn folded(entries: &[(u16, Event)]) -> Result<State, &'static str> {
             at: Timestamp::from_ms(1_795_000_000_000),
             event: event.clone(),
         };
-        let mut bytes = Vec::new();
-        entry.encode(&mut bytes).unwrap();
+        let bytes = entry.to_bytes().unwrap();
         let before = state.digest();
         if let Err(error) = state.fold(&entry, Hash::of(&bytes), None) {
             assert_eq!((state.digest(), error.position), (before, entry.position), "nothing is changed");
@@ -798,7 +795,6 @@ fn an_entry_in_another_format_than_its_journals_does_not_follow() {
 #[test]
 fn a_ledger_writes_the_format_its_journal_has_and_raises_it_once() {
     let memory = Memory::private();
-    let mut bytes = Vec::new();
     let opened = Entry {
         v: 1,
         position: 1,
@@ -807,7 +803,7 @@ fn a_ledger_writes_the_format_its_journal_has_and_raises_it_once() {
         at: Timestamp::from_ms(0),
         event: Event::JournalOpened { journal_id: JOURNAL_ID },
     };
-    opened.encode(&mut bytes).unwrap();
+    let bytes = opened.to_bytes().unwrap();
     memory.rows.lock().unwrap().push(Row { position: 1, hash: Hash::of(&bytes), entry: bytes.into() });
     let (ledger, writer) = open(&memory, Clock::default());
     ask(&ledger, Command::Activate(shipped())).unwrap();
@@ -1227,8 +1223,7 @@ fn a_journal_in_the_first_format_names_no_snapshot() {
         at: Timestamp::from_ms(0),
         event: Event::JournalOpened { journal_id: JOURNAL_ID },
     };
-    let mut bytes = Vec::new();
-    opened.encode(&mut bytes).unwrap();
+    let bytes = opened.to_bytes().unwrap();
     memory.rows.lock().unwrap().push(Row { position: 1, hash: Hash::of(&bytes), entry: bytes.into() });
     let (ledger, writer) = open(&memory, Clock::default());
     assert_eq!(ledger.published().format, 1);

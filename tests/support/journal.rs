@@ -61,8 +61,7 @@ pub fn enter(ledger: &str, v: u16, at: Timestamp, event: Event) {
     let head = journal.head().expect("its head");
     let position = head.position + 1;
     let entry = Entry { v, position, alg: Algorithm::Sha256, prev: head.hash, at, event };
-    let mut bytes = Vec::new();
-    entry.encode(&mut bytes).expect("an entry");
+    let bytes = entry.to_bytes().expect("an entry");
     let row = journal::Row { position, hash: Hash::of(&bytes), entry: bytes.into() };
     journal.append(head, &[row]).expect("it is appended");
 }
