@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tokio::runtime::Handle;
 
+use crate::background;
 use crate::book::Book;
 use crate::book::cube::Cube;
 use crate::journal::{JournalError, Row};
@@ -100,7 +101,7 @@ impl Audit {
             stopped,
             report: Box::new(report),
         };
-        let thread = std::thread::Builder::new().name("audit".into()).spawn(move || auditor.run())?;
+        let thread = background::spawn("audit", move || auditor.run())?;
         Ok(Self { thread: Some(thread), stop: Some(stop) })
     }
 

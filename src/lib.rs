@@ -1,6 +1,7 @@
 //! subsidy-pos decides, holds, redeems and takes back trade-in subsidies at the point of sale.
 pub mod audit;
 pub mod auth;
+pub mod background;
 pub mod book;
 pub mod bytes;
 pub mod claim;

@@ -106,10 +106,12 @@ pub const JOURNAL_READ_ENTRIES_MAX: usize = 128;
 /// Bytes in a page of the embedded journal. An entry has some 1,100: three would fit into 4 KiB, and
 /// fourteen fit into this.
 pub const JOURNAL_PAGE_BYTES: u32 = 16 * 1024;
-/// Bytes of entries after which the embedded journal's write-ahead log is carried over into its file.
-pub const JOURNAL_CHECKPOINT_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of entries after which the embedded journal's write-ahead log is carried over into its file. SQLite
+/// syncs that file only where all of the log has been carried over, which is the writer's part: it waits for as
+/// much to reach the disk, a millisecond or so.
+pub const JOURNAL_CHECKPOINT_BYTES: usize = 1024 * 1024;
 /// Pages of it that the writer should be left with, so that it is hardly held up.
-pub const JOURNAL_CHECKPOINT_REST_PAGES: i64 = 32;
+pub const JOURNAL_CHECKPOINT_REST_PAGES: i64 = 16;
 /// Rounds in which the rest is brought down to that, if the disk allows.
 pub const JOURNAL_CHECKPOINT_ROUNDS: usize = 8;
 /// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
@@ -171,7 +173,7 @@ pub const BOOK_BATCH_ENTRIES_MAX: usize = 64 * 1024;
 pub const BOOK_INBOX_ENTRIES_MAX: usize = 64 * 1024;
 /// How long the projector gathers entries while nobody waits for the book. A claim touches a page of each
 /// index, wherever its keys are: the more claims at a time, the fewer pages for each.
-pub const BOOK_PACE: Duration = Duration::from_millis(500);
+pub const BOOK_PACE: Duration = Duration::from_millis(200);
 /// How often it looks how far another process has come that carries the book on.
 pub const BOOK_PACE_BESIDE: Duration = Duration::from_secs(1);
 /// The same while somebody waits for it.

@@ -120,6 +120,7 @@ const PURE: &[&str] = &[
     "money.rs",
     "time.rs",
     "claim.rs",
+    "json.rs",
     "programme.rs",
     "rules.rs",
     "ledger/entry.rs",
@@ -176,13 +177,15 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("time", &["limits"]),
     ("money", &["limits"]),
     ("bytes", &[]),
+    ("json", &["bytes"]),
+    ("background", &[]),
     ("identity", &["bytes", "limits", "time"]),
     ("programme", &["identity", "limits", "money", "time"]),
     ("programme_files", &["limits", "programme"]),
     ("claim", &["identity", "limits", "money", "programme", "time"]),
     ("rules", &["identity", "limits", "money", "programme", "time"]),
     ("clock", &["time"]),
-    ("journal", &["ledger::entry", "limits", "telemetry", "time"]),
+    ("journal", &["background", "ledger::entry", "limits", "telemetry", "time"]),
     (
         "ledger",
         &[
@@ -191,6 +194,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "clock",
             "identity",
             "journal",
+            "json",
             "limits",
             "money",
             "programme",
@@ -202,6 +206,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     (
         "book",
         &[
+            "background",
             "claim",
             "identity",
             "journal",
@@ -219,7 +224,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("auth", &["identity", "limits", "secrets", "telemetry", "time"]),
     ("config", &["auth", "limits", "secrets", "telemetry"]),
     ("heads", &["journal", "ledger", "secrets", "time"]),
-    ("audit", &["book", "book::cube", "journal", "ledger", "limits", "verify"]),
+    ("audit", &["background", "book", "book::cube", "journal", "ledger", "limits", "verify"]),
     ("verify", &["book::cube", "claim", "heads", "journal", "ledger", "limits", "money"]),
     (
         "http",
@@ -231,6 +236,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "heads",
             "identity",
             "journal",
+            "json",
             "ledger",
             "limits",
             "money",

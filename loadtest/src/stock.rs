@@ -150,9 +150,10 @@ impl Stock {
             .collect()
     }
 
-    /// Has the ledger make these claims, `batch` at a time, two batches being on their way at any time. Gives the time it took and how many claims each append had.
+    /// Has the ledger make these claims, `batch` at a time, four batches being on their way at any time: while
+    /// some are written there are others to decide. Gives the time it took and how many claims each append had.
     pub fn make(&self, drafts: Vec<Command>, batch: usize) -> Result<(Duration, f64)> {
-        const ON_THEIR_WAY: usize = 2;
+        const ON_THEIR_WAY: usize = 4;
         let claims = drafts.len();
         let mut batches = Vec::with_capacity(drafts.len() / batch + 1);
         let mut drafts = drafts.into_iter();

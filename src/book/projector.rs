@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::batch::{Contradiction, Line};
+use crate::background;
 use crate::journal::{Head, JournalError, Reader};
 use crate::ledger::Stored;
 use crate::ledger::entry::{Entry, Unreadable};
@@ -287,7 +288,7 @@ impl Projector {
             rebuilding: false,
             watched: None,
         };
-        let thread = std::thread::Builder::new().name("book".into()).spawn(move || work.run())?;
+        let thread = background::spawn("book", move || work.run())?;
         Ok(Self { feed, thread: Some(thread) })
     }
 

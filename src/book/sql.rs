@@ -1,7 +1,7 @@
 //! The book in SQL: what its tables hold and how they are asked, the same for every database.
 //!
 //! Claims are rows of integers in the order of the journal, and the only indexes on random keys are cut
-//! into runs of 65,536 positions, so that adding a claim touches pages that are in memory however large
+//! into runs of 16,384 positions, so that adding a claim touches pages that are in memory however large
 //! the book is. A lookup probes the runs one after the other, newest first, which is the order in which
 //! lists are wanted. Days are ranges of positions, because the times of entries never fall.
 
@@ -31,12 +31,12 @@ use crate::money::Fen;
 use crate::time::Day;
 
 /// The format of the tables; a book of an older one is dropped and rebuilt.
-pub(super) const FORMAT: i64 = 1;
+pub(super) const FORMAT: i64 = 2;
 
 /// Positions in one run of an index, as a power of two. Short runs make writing cheap (a batch of some
-/// thousands shares the 400 pages of a run), long ones lookups (one probe, some microseconds, for each
+/// thousands shares the 100 pages of a run, and no more are carried to the disk), long ones lookups (one probe, some microseconds, for each
 /// run). Tests use very short ones, so that a small journal has many.
-pub(super) const RUN: u32 = if cfg!(test) { 6 } else { 16 };
+pub(super) const RUN: u32 = if cfg!(test) { 6 } else { 14 };
 
 /// Every kind of name, with its number in the table `names`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

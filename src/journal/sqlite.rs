@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 
 use super::{Head, Journal, JournalError, Reader, Row, above, signed};
+use crate::background;
 use crate::ledger::entry::Hash;
 use crate::limits;
 
@@ -118,9 +119,7 @@ impl Checkpointer {
                 }
             }
         };
-        let thread = std::thread::Builder::new()
-            .name("checkpointer".into())
-            .spawn(work)
+        let thread = background::spawn("checkpointer", work)
             .map_err(|error| JournalError::Unusable(format!("no thread for checkpoints: {error}")))?;
         Ok(Self { calls: Some(calls), nearly_done, thread: Some(thread), bytes: 0 })
     }

@@ -127,6 +127,17 @@ pub struct Draft {
     pub is_twin: bool,
 }
 
+impl DraftKeys {
+    /// Every key that is looked for when the claim is decided.
+    pub fn iter(&self) -> impl Iterator<Item = &Key> {
+        [&self.request, &self.order_line]
+            .into_iter()
+            .chain(&self.persons)
+            .chain(&self.device)
+            .chain(&self.trade_in)
+    }
+}
+
 /// The keys of a claim to make.
 #[derive(Clone, Debug)]
 pub struct DraftKeys {

@@ -416,6 +416,11 @@ impl Desk {
         }
         let commands = std::mem::take(&mut batch.commands);
         batch.outcomes.reserve(commands.len());
+        let drafts = commands.iter().skip(batch.outcomes.len()).filter_map(|command| match command {
+            Command::Make(draft) => Some(&draft.keys),
+            _ => None,
+        });
+        std::hint::black_box(drafts.map(|keys| self.state.warm(keys.iter())).sum::<usize>());
         for command in commands.iter().skip(batch.outcomes.len()) {
             // An entry that cannot be folded leaves the state as it was: only its own command fails.
             let outcome = self.decide_one(batch, command, now).unwrap_or_else(|fault| {
