@@ -13,6 +13,7 @@ use tokio::runtime::Runtime;
 use super::batch::{Contradiction, Line};
 use super::cube::{Counters, Cube, Refold, Tally};
 use super::projector::{self, Projector, Tables, TablesError};
+use super::sql::FORMAT;
 use super::{
     Basis, Book, BookError, ClaimPointer, ClaimsQuery, Dimension, Feed, Group, Page, Scope, TotalsQuery,
     postgres, sqlite,
@@ -946,10 +947,11 @@ mod on_postgres {
     fn the_book_of_a_newer_program_is_left_alone() {
         let place = Driven::new();
         drop(place.open(Feed::new()));
-        place.database.execute("UPDATE book.format SET version = 2");
+        let newer = (FORMAT + 1).to_string();
+        place.database.execute(&format!("UPDATE book.format SET version = {newer}"));
         let refused = postgres::open(&place.url(), Feed::new(), place.runtime.clone()).unwrap_err();
         assert!(matches!(refused, TablesError::Unavailable(_)), "{refused}");
-        assert_eq!(place.database.execute("SELECT version FROM book.format"), "2");
+        assert_eq!(place.database.execute("SELECT version FROM book.format"), newer);
     }
 
     #[test]
