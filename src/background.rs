@@ -1,11 +1,11 @@
-//! Threads whose work is not waited for: the book, checkpoints, audits.
+//! Threads that work beside those that answer: the book, checkpoints, audits.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
-/// How much less such a thread counts than one that a till waits for (nice 5): a third where they want the same
-/// processor, so that it is not starved, and it gives way at once.
-const NICENESS: i32 = 5;
+/// How much nicer such a thread is than the process: where it and one that a till waits for want the same
+/// processor it gets a fourth of it, so that it gives way and is not starved.
+const NICER: i32 = 5;
 
 /// Starts a thread that gives way to all who answer requests.
 ///
@@ -13,13 +13,23 @@ const NICENESS: i32 = 5;
 /// When the machine has no room for one.
 pub fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     Builder::new().name(name.into()).spawn(move || {
-        // To the system every thread has a priority of its own. One that keeps the usual one works as well.
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+        be_nicer();
         work();
     })
 }
 
-#[cfg(test)]
+/// To Linux every thread has a priority of its own. One that keeps the usual one works as well.
+#[cfg(target_os = "linux")]
+fn be_nicer() {
+    let thread = Some(rustix::thread::gettid());
+    let usual = rustix::process::getpriority_process(thread).unwrap_or_default();
+    let _ = rustix::process::setpriority_process(thread, usual.saturating_add(NICER));
+}
+
+#[cfg(not(target_os = "linux"))]
+fn be_nicer() {}
+
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
 
@@ -29,7 +39,7 @@ mod tests {
         let usual = own();
         let (tell, told) = std::sync::mpsc::channel();
         spawn("apart", move || tell.send(own()).unwrap()).unwrap().join().unwrap();
-        assert_eq!(told.recv().unwrap(), usual.max(NICENESS));
+        assert_eq!(told.recv().unwrap(), (usual + NICER).min(19));
         assert_eq!(own(), usual);
     }
 }

@@ -1,7 +1,8 @@
 //! JSON as entries and answers are written: without white space, straight into one text.
 //!
-//! The same characters that `serde_json` writes, in half the time: most of what a claim is made of is short, and
-//! it looks for what must be escaped in every name of a member and every piece of every text, one by one.
+//! Entries and answers have the characters that `serde_json` gives them, in half the time: most of what a claim
+//! is made of is short, and that looks for what must be escaped in every name of a member and every piece of
+//! every text. Bytes, which it writes as arrays of numbers, are digits here.
 
 use std::fmt::{self, Display, Write};
 
@@ -13,7 +14,7 @@ use crate::bytes::{BYTES_MAX, base64url_digits, hex};
 
 /// How bytes (`serialize_bytes`, at most 32) are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Bytes {
+pub enum BytesAs {
     /// As hexadecimal digits.
     Hex,
     /// As base64url.
@@ -34,15 +35,15 @@ impl ser::Error for Unwritable {
 /// Appends `value` to `text`.
 ///
 /// # Errors
-/// For floats, 128-bit numbers, maps whose keys are no texts, and bytes that are too many. What was written until
-/// then is left there.
-pub fn write(text: &mut String, bytes: Bytes, value: &impl Serialize) -> Result<(), Unwritable> {
+/// For floats, 128-bit numbers, JSON that was written before (`RawValue`), maps whose keys are no texts, and
+/// bytes that are too many. What was written until then is left there.
+pub fn write(text: &mut String, bytes: BytesAs, value: &impl Serialize) -> Result<(), Unwritable> {
     value.serialize(&mut Writer { text, bytes })
 }
 
 struct Writer<'t> {
     text: &'t mut String,
-    bytes: Bytes,
+    bytes: BytesAs,
 }
 
 /// Whether a character of ASCII is not written as it is.
@@ -98,6 +99,9 @@ impl Writer<'_> {
         self.text.push_str(itoa::Buffer::new().format(number));
     }
 }
+
+/// What `serde_json` calls JSON that was written before; only its own serializer knows what is meant.
+const RAW_VALUE: &str = "$serde_json::private::RawValue";
 
 fn refused<T>(what: &str) -> Result<T, Unwritable> {
     Err(Unwritable(what.to_owned()))
@@ -166,8 +170,8 @@ impl<'w, 't> ser::Serializer for &'w mut Writer<'t> {
     fn serialize_bytes(self, value: &[u8]) -> Result<(), Unwritable> {
         let mut digits = [0; 2 * BYTES_MAX];
         let written = match self.bytes {
-            Bytes::Hex => hex(value, &mut digits),
-            Bytes::Base64Url => match BASE64URL.encode_slice(value, &mut digits) {
+            BytesAs::Hex => hex(value, &mut digits),
+            BytesAs::Base64Url => match BASE64URL.encode_slice(value, &mut digits) {
                 Ok(count) if count <= base64url_digits(BYTES_MAX) => {
                     digits.get(..count).and_then(|digits| std::str::from_utf8(digits).ok())
                 }
@@ -253,7 +257,10 @@ impl<'w, 't> ser::Serializer for &'w mut Writer<'t> {
         Ok(Compound::begin(self, '{', "}"))
     }
 
-    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Compound<'w, 't>, Unwritable> {
+    fn serialize_struct(self, name: &'static str, _: usize) -> Result<Compound<'w, 't>, Unwritable> {
+        if name == RAW_VALUE {
+            return refused("JSON that was written before");
+        }
         Ok(Compound::begin(self, '{', "}"))
     }
 
@@ -313,7 +320,11 @@ macro_rules! compounds {
             type Ok = ();
             type Error = Unwritable;
 
-            fn $method<T: ?Sized + Serialize>(&mut self, $($name: $type,)? value: &T) -> Result<(), Unwritable> {
+            fn $method<T: ?Sized + Serialize>(
+                &mut self,
+                $($name: $type,)?
+                value: &T,
+            ) -> Result<(), Unwritable> {
                 self.$inner($($name,)? value)
             }
 
@@ -366,7 +377,7 @@ mod tests {
 
     use super::*;
 
-    fn json(bytes: Bytes, value: &impl Serialize) -> Result<String, Unwritable> {
+    fn json(bytes: BytesAs, value: &impl Serialize) -> Result<String, Unwritable> {
         let mut text = String::new();
         write(&mut text, bytes, value).map(|()| text)
     }
@@ -379,13 +390,38 @@ mod tests {
         Named { whole: u64, part: Option<String> },
     }
 
+    #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+    enum Name {
+        Fixed,
+    }
+
+    #[derive(Clone, Debug, Serialize)]
+    struct New(Option<u64>);
+
+    #[derive(Clone, Debug, Serialize)]
+    struct Pair(u8, String);
+
+    #[derive(Clone, Debug, Serialize)]
+    struct Unit;
+
+    #[derive(Clone, Debug, Serialize)]
+    struct Inner {
+        new: New,
+        pair: Pair,
+        unit: Unit,
+    }
+
     #[derive(Clone, Debug, Serialize)]
     struct Shapes {
         texts: BTreeMap<String, String>,
+        named: BTreeMap<Name, u16>,
+        lettered: BTreeMap<char, i32>,
         shapes: Vec<Shape>,
         pair: (bool, i8),
         unit: (),
         none: Option<u16>,
+        #[serde(flatten)]
+        inner: Inner,
     }
 
     struct Shown<'a>(&'a str);
@@ -414,16 +450,27 @@ mod tests {
             none in any::<Option<u16>>(),
             shown in any::<String>(),
         ) {
-            let shapes = Shapes { texts, shapes, pair, unit: (), none };
-            prop_assert_eq!(json(Bytes::Hex, &shapes).unwrap(), serde_json::to_string(&shapes).unwrap());
-            prop_assert_eq!(json(Bytes::Hex, &Shown(&shown)).unwrap(), serde_json::to_string(&shown).unwrap());
+            let shapes = Shapes {
+                lettered: texts.keys().filter_map(|text| text.chars().next()).map(|c| (c, -1)).collect(),
+                named: none.map(|number| (Name::Fixed, number)).into_iter().collect(),
+                inner: Inner { new: New(none.map(u64::from)), pair: Pair(7, shown.clone()), unit: Unit },
+                texts,
+                shapes,
+                pair,
+                unit: (),
+                none,
+            };
+            let expected = serde_json::to_string(&shapes).unwrap();
+            prop_assert_eq!(json(BytesAs::Hex, &shapes).unwrap(), expected);
+            let expected = serde_json::to_string(&shown).unwrap();
+            prop_assert_eq!(json(BytesAs::Hex, &Shown(&shown)).unwrap(), expected);
         }
     }
 
     #[test]
     fn every_character_that_must_be_escaped_is() {
         let all: String = (0..=0x80_u8).map(char::from).collect();
-        assert_eq!(json(Bytes::Hex, &all).unwrap(), serde_json::to_string(&all).unwrap());
+        assert_eq!(json(BytesAs::Hex, &all).unwrap(), serde_json::to_string(&all).unwrap());
     }
 
     struct Raw<'a>(&'a [u8]);
@@ -440,19 +487,21 @@ mod tests {
         let hex = "\"0008101820283038404850586068707880889098a0a8b0b8c0c8d0d8e0e8f0f8\"";
         // As `basenc --base64url` writes them, but for the padding.
         let base64url = "\"AAgQGCAoMDhASFBYYGhweICIkJigqLC4wMjQ2ODo8Pg\"";
-        assert_eq!(json(Bytes::Hex, &Raw(&bytes)).unwrap(), hex);
-        assert_eq!(json(Bytes::Base64Url, &Raw(&bytes)).unwrap(), base64url);
-        assert_eq!(json(Bytes::Base64Url, &Raw(&[255, 254])).unwrap(), "\"__4\"");
-        assert_eq!(json(Bytes::Base64Url, &Raw(&[])).unwrap(), "\"\"");
-        for form in [Bytes::Hex, Bytes::Base64Url] {
+        assert_eq!(json(BytesAs::Hex, &Raw(&bytes)).unwrap(), hex);
+        assert_eq!(json(BytesAs::Base64Url, &Raw(&bytes)).unwrap(), base64url);
+        assert_eq!(json(BytesAs::Base64Url, &Raw(&[255, 254])).unwrap(), "\"__4\"");
+        assert_eq!(json(BytesAs::Base64Url, &Raw(&[])).unwrap(), "\"\"");
+        for form in [BytesAs::Hex, BytesAs::Base64Url] {
             assert!(json(form, &Raw(&[0; 33])).is_err(), "too many");
         }
     }
 
     #[test]
     fn what_is_not_written_is_refused() {
-        assert!(json(Bytes::Hex, &0.5_f64).is_err());
-        assert!(json(Bytes::Hex, &u128::MAX).is_err());
-        assert!(json(Bytes::Hex, &BTreeMap::from([(1, 2)])).is_err());
+        assert!(json(BytesAs::Hex, &0.5_f64).is_err());
+        assert!(json(BytesAs::Hex, &u128::MAX).is_err());
+        assert!(json(BytesAs::Hex, &BTreeMap::from([(1, 2)])).is_err());
+        let raw = serde_json::value::RawValue::from_string("{}".to_owned()).unwrap();
+        assert!(json(BytesAs::Hex, &raw).is_err());
     }
 }

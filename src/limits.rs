@@ -107,8 +107,8 @@ pub const JOURNAL_READ_ENTRIES_MAX: usize = 128;
 /// fourteen fit into this.
 pub const JOURNAL_PAGE_BYTES: u32 = 16 * 1024;
 /// Bytes of entries after which the embedded journal's write-ahead log is carried over into its file. SQLite
-/// syncs that file only where all of the log has been carried over, which is the writer's part: it waits for as
-/// much to reach the disk, a millisecond or so.
+/// syncs that file when all of the log has been carried over, which under load is the writer's part: it waits
+/// until these bytes have reached the disk, a millisecond or so.
 pub const JOURNAL_CHECKPOINT_BYTES: usize = 1024 * 1024;
 /// Pages of it that the writer should be left with, so that it is hardly held up.
 pub const JOURNAL_CHECKPOINT_REST_PAGES: i64 = 16;
@@ -167,10 +167,10 @@ pub const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
 // --- The book ---
 
 /// Entries the projector puts into one transaction of the book.
-pub const BOOK_BATCH_ENTRIES_MAX: usize = 64 * 1024;
-/// Entries offered to the projector and not yet taken, some 300 bytes of each; it reads the journal for what
-/// does not fit.
-pub const BOOK_INBOX_ENTRIES_MAX: usize = 64 * 1024;
+pub const BOOK_BATCH_ENTRIES_MAX: usize = 16 * 1024;
+/// Entries offered to the projector and not yet taken, some 250 bytes of each; it reads the journal for what
+/// does not fit. It may have taken as many that are not in the book yet.
+pub const BOOK_INBOX_ENTRIES_MAX: usize = 32 * 1024;
 /// How long the projector gathers entries while nobody waits for the book. A claim touches a page of each
 /// index, wherever its keys are: the more claims at a time, the fewer pages for each.
 pub const BOOK_PACE: Duration = Duration::from_millis(200);
@@ -317,7 +317,6 @@ const _: () = assert!(TOKEN_BYTES_MAX < BODY_BYTES_MAX);
 const _: () = assert!(HASH_KEY_BYTES_MIN * 2 < KEY_FILE_BYTES_MAX);
 const _: () = assert!(BODY_BYTES_MAX * 4 < ENTRY_BYTES_MAX);
 const _: () = assert!(WRITER_BATCH_COMMANDS_MAX + WRITER_BATCH_EXPIRIES_MAX <= BOOK_INBOX_ENTRIES_MAX / 2);
-const _: () = assert!(BOOK_INBOX_ENTRIES_MAX <= BOOK_BATCH_ENTRIES_MAX);
 const _: () = assert!(BOOK_QUERIES_RUNNING_MAX <= BOOK_QUERIES_MAX);
 const _: () = assert!(BOOK_PACE.as_millis() < BOOK_WAIT.as_millis());
 // A budget in fen, and any sum of a hundred of them, fits into 64 bits.

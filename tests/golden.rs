@@ -10,6 +10,7 @@ use subsidy_pos::book::projector::{Feed, advance};
 use subsidy_pos::book::sqlite as book;
 use subsidy_pos::http::wire::Claim;
 use subsidy_pos::journal::{Head, Row};
+use subsidy_pos::json::{BytesAs, write};
 use subsidy_pos::ledger::entry::{Event, Hash, VERSION};
 use subsidy_pos::ledger::state::State;
 use subsidy_pos::ledger::state::image::Image;
@@ -190,8 +191,10 @@ fn answered(entries: &[Arc<Stored>], journal: &Refolded) -> Vec<String> {
         };
         let own: Vec<_> = entries.iter().filter(of_claim).cloned().collect();
         let view = ClaimView::new(&own).expect("a claim");
-        serde_json::to_string(&Claim::new(&view, journal.state().programmes()).expect("its programmes"))
-            .unwrap()
+        let claim = Claim::new(&view, journal.state().programmes()).expect("its programmes");
+        let mut text = String::new();
+        write(&mut text, BytesAs::Hex, &claim).unwrap();
+        text
     })
     .collect()
 }

@@ -426,6 +426,70 @@ fn after_a_failover_to_a_synchronous_standby_everything_that_was_answered_is_the
 }
 
 #[test]
+fn a_standby_that_lagged_is_not_decided_on_when_it_is_promoted() {
+    let database = Postgres::start().database();
+    let primary = &database.server;
+    let standby = primary.start_standby();
+    let both = format!("{},{}", primary.address(), standby.address());
+    let url = database.url().replace(&primary.address(), &both);
+    let directory = tempfile::tempdir().unwrap();
+    let start = || {
+        let options = Options::on(&directory.path().join("data")).in_database(&database);
+        Service::start_with(options.env("SUBSIDY_POS__LEDGER__URL", &url))
+    };
+    let services = [start(), start()];
+    let tills = {
+        let till = services[0].retailer();
+        let other = services[1].caller("retailer", &till.subject, &[]);
+        [till, other]
+    };
+    let length = "SELECT max(position) FROM journal";
+    // Nobody waits for the standby any more, and then it does not follow.
+    withhold_commits(primary, false);
+    tills[0].claimed(&services[0].sale());
+    standby.stop(Stop::Fast);
+    let sold: Vec<_> = (0..10)
+        .map(|_| {
+            let (key, sale) = (fresh_key(), services[0].sale());
+            let answer = tills[0].claim_under(&key, &sale);
+            answer.must_be(201);
+            assert_eq!(tills[1].claim_under(&key, &sale).text(), answer.text());
+            (key, sale, answer)
+        })
+        .collect();
+    primary.stop(Stop::Immediate);
+    standby.start_again();
+    let kept = standby.execute(&database.name, length);
+    standby.promote();
+    for (service, till) in services.iter().zip(&tills) {
+        eventually("it is noticed that entries are missing", Duration::from_secs(30), || {
+            let ready = service.operator().get("/readyz");
+            let reason = ready.json()["reason"].as_str().unwrap_or_default().to_owned();
+            reason.contains("not the one that this process has answered from").then_some(())
+        });
+        till.claim(&service.sale()).must_refuse("ledger-unavailable");
+        for (key, sale, _) in &sold {
+            till.claim_under(key, sale).must_refuse("ledger-unavailable");
+        }
+        assert!(service.log().contains("restore the journal that has it"), "{}", service.log());
+    }
+    assert_eq!(standby.execute(&database.name, length), kept, "nothing was appended there");
+    // The server that has them all is put back.
+    standby.stop(Stop::Fast);
+    primary.start_again();
+    for (service, till) in services.iter().zip(&tills) {
+        eventually("it goes on", Duration::from_secs(30), || {
+            (service.operator().get("/readyz").status == 200).then_some(())
+        });
+        for (key, sale, answer) in &sold {
+            assert_eq!(till.claim_under(key, sale).text(), answer.text());
+        }
+        till.claimed(&service.sale());
+    }
+    services[0].must_verify();
+}
+
+#[test]
 fn operators_are_told_when_no_standby_has_what_is_answered() {
     let directory = tempfile::tempdir().unwrap();
     let data = directory.path().join("data");

@@ -166,6 +166,10 @@ fn the_pure_rooms_name_no_clock_no_randomness_no_thread_and_no_input_or_output()
     for file in PURE {
         let code = sources.get(*file).unwrap_or_else(|| panic!("{file} is gone; say where it went"));
         for word in worldly {
+            if *file == "json.rs" && ["f32", "f64"].contains(&word) {
+                // It names floats to refuse them.
+                continue;
+            }
             assert!(!names(code, word), "{file} names {word}");
         }
     }

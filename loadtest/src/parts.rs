@@ -7,11 +7,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use subsidy_pos::http::wire;
 use subsidy_pos::identity::{Gtin, IdType, Imei, PersonId, SerialNumber, Uscc, generate};
+use subsidy_pos::json::{self, BytesAs};
 use subsidy_pos::ledger::apply::{Answer, Decision};
 use subsidy_pos::ledger::entry::{ClaimMade, Effects, Entry, Hash};
 use subsidy_pos::ledger::state::Undo;
 use subsidy_pos::ledger::{ClaimView, Command, Stored};
-use subsidy_pos::rules;
+use subsidy_pos::{limits, rules};
 
 use crate::desk::{self, Desk};
 
@@ -218,7 +219,16 @@ impl Parts {
                 Decision::Answer(answer) => matches!(*answer, Answer::Claim(_)),
                 _ => false,
             }),
-            Part::Encode => each(entries, meter, |entry| succeeds(desk::encode(entry))),
+            Part::Encode => {
+                // As the writer does: into a text that is kept, and from there into bytes of their own.
+                let mut text = String::with_capacity(limits::ENTRY_BYTES_USUAL);
+                each(entries, meter, |entry| {
+                    text.clear();
+                    let written = entry.encode(&mut text);
+                    black_box(Arc::<[u8]>::from(text.as_bytes()));
+                    succeeds(written)
+                })
+            }
             Part::Hash => each(encoded, meter, |bytes| black_box(Hash::of(bytes)) != Hash::ZERO),
             Part::Fold => {
                 let folded = each(entries.iter().zip(&*hashes), meter, |(entry, hash)| {
@@ -231,7 +241,8 @@ impl Parts {
                 let history = &desk.published().history;
                 each(views, meter, |view| {
                     let claim = wire::Claim::new(view, history);
-                    claim.is_some_and(|claim| succeeds(serde_json::to_vec(&claim)))
+                    let mut text = String::with_capacity(ANSWER_BYTES);
+                    claim.is_some_and(|claim| succeeds(json::write(&mut text, BytesAs::Hex, &claim)))
                 })
             }
             Part::Decode => each(entries.iter().zip(&*encoded), meter, |(entry, bytes)| {
@@ -245,6 +256,9 @@ impl Parts {
         Ok(())
     }
 }
+
+/// As much as an answer has room for.
+const ANSWER_BYTES: usize = 1536;
 
 /// Calls what is to be measured, and measures it.
 pub type Meter<'a> = dyn FnMut(&mut dyn FnMut()) + 'a;

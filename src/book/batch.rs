@@ -1,8 +1,8 @@
 //! What a run of entries does to the book, worked out in memory before a table is touched.
 //!
 //! Pure, and the same for every database: a store looks up the claims that [`older_claims`] names,
-//! makes a [`Batch`] and writes it down. What is folded are [`Line`]s, not entries: a line is made of its entry
-//! while that is at hand anyway, and can wait for the projector in a tenth of the room.
+//! makes a [`Batch`] and writes it down. What is folded are [`Line`]s, not entries: a line is made of its
+//! entry while that is at hand anyway, and waits for the projector in a fraction of the room.
 
 use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet};

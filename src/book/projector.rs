@@ -4,8 +4,8 @@
 //! [`Feed`]; what the projector misses there it reads from the journal. Any process may project: the
 //! book's head moves together with its rows and only from where it was expected, so whoever loses a
 //! race looks again. So that they do not all do the same work, one carries the book on and the others
-//! watch it ([`Tables::carry_on`]); they step in when it stands still. A book that does not belong to the journal (another history, a restored copy, a
-//! damaged file) is dropped and rebuilt.
+//! watch it ([`Tables::carry_on`]); they step in when it stands still. A book that does not belong to the
+//! journal (another history, a restored copy, a damaged file) is dropped and rebuilt.
 
 use std::collections::VecDeque;
 use std::io;
@@ -106,8 +106,8 @@ struct Inbox {
     stopping: bool,
 }
 
-/// What the feed has for the projector.
-enum Taken {
+/// What was offered to the projector.
+enum Offered {
     /// These follow.
     Lines(Vec<Line>),
     /// Nothing that follows directly; up to this many entries are missing in between.
@@ -131,12 +131,12 @@ impl Feed {
     /// is too slow to take it reads from the journal later.
     pub fn offer(&self, entries: &[Arc<Stored>]) {
         let Some(first) = entries.first() else { return };
-        let follows = first.entry.position;
+        let position = first.entry.position;
         // Made before the lock is taken: the projector need not wait for it.
         let lines: Vec<Line> =
             entries.iter().take(limits::BOOK_INBOX_ENTRIES_MAX).map(|stored| Line::of(stored)).collect();
         let mut inbox = self.inbox();
-        let follows = inbox.lines.back().is_none_or(|last| last.head.position + 1 == follows);
+        let follows = inbox.lines.back().is_none_or(|last| last.head.position + 1 == position);
         if !follows || inbox.lines.len() + lines.len() > limits::BOOK_INBOX_ENTRIES_MAX {
             inbox.lines.clear();
         }
@@ -179,7 +179,7 @@ impl Feed {
 
     /// Forgets what was offered: another process carries the book on.
     fn forget(&self) {
-        self.inbox().lines.clear();
+        drop(self.take(VecDeque::new()));
     }
 
     /// How many entries wait to be taken.
@@ -218,19 +218,9 @@ impl Feed {
         !inbox.stopping
     }
 
-    /// The entries after `position`, as far as the inbox has them.
-    fn take(&self, position: u64) -> Taken {
-        let mut inbox = self.inbox();
-        let known = inbox.lines.iter().take_while(|line| line.head.position <= position).count();
-        inbox.lines.drain(..known);
-        match inbox.lines.front() {
-            None => Taken::Missing(u64::MAX),
-            Some(first) if first.head.position == position + 1 => {
-                let count = inbox.lines.len().min(limits::BOOK_BATCH_ENTRIES_MAX);
-                Taken::Lines(inbox.lines.drain(..count).collect())
-            }
-            Some(first) => Taken::Missing(first.head.position - position - 1),
-        }
+    /// All that was offered, in exchange for an empty buffer: the writer waits for no more than that.
+    fn take(&self, empty: VecDeque<Line>) -> VecDeque<Line> {
+        std::mem::replace(&mut self.inbox().lines, empty)
     }
 
     /// The highest position somebody waits for.
@@ -283,6 +273,7 @@ impl Projector {
             tables,
             reader,
             feed: feed.clone(),
+            taken: VecDeque::new(),
             runtime,
             head: None,
             rebuilding: false,
@@ -313,6 +304,8 @@ struct Work {
     tables: Box<dyn Tables>,
     reader: Arc<dyn Reader>,
     feed: Feed,
+    /// Of entries that were offered, what is not in the book yet.
+    taken: VecDeque<Line>,
     runtime: Handle,
     /// The book's head once it is known to be one of the journal's.
     head: Option<Head>,
@@ -423,9 +416,10 @@ impl Work {
             None => self.recognise()?,
         };
         let wanted = self.feed.wanted();
-        let (lines, progress) = match self.feed.take(head.position) {
-            Taken::Lines(lines) => (lines, Progress::CaughtUp),
-            Taken::Missing(count) => (self.read(head.position, count)?, Progress::More),
+        let (lines, progress) = match self.offered(head.position) {
+            Offered::Lines(lines) if self.taken.is_empty() => (lines, Progress::CaughtUp),
+            Offered::Lines(lines) => (lines, Progress::More),
+            Offered::Missing(count) => (self.read(head.position, count)?, Progress::More),
         };
         if lines.is_empty() {
             self.feed.nothing_more(wanted);
@@ -438,6 +432,26 @@ impl Work {
         self.head = Some(head);
         self.feed.reached(head.position);
         Ok(progress)
+    }
+
+    /// The entries after `position`, as far as they were offered and fit into one transaction.
+    fn offered(&mut self, position: u64) -> Offered {
+        let is_known = |line: &Line| line.head.position <= position;
+        if self.taken.back().is_none_or(is_known) {
+            self.taken.clear();
+            self.taken = self.feed.take(std::mem::take(&mut self.taken));
+        }
+        while self.taken.front().is_some_and(is_known) {
+            self.taken.pop_front();
+        }
+        match self.taken.front() {
+            None => Offered::Missing(u64::MAX),
+            Some(first) if first.head.position == position + 1 => {
+                let count = self.taken.len().min(limits::BOOK_BATCH_ENTRIES_MAX);
+                Offered::Lines(self.taken.drain(..count).collect())
+            }
+            Some(first) => Offered::Missing(first.head.position - position - 1),
+        }
     }
 
     /// Whether another process carries the book on, and goes on with it. Whoever waits here is told how far

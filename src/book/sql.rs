@@ -34,8 +34,8 @@ use crate::time::Day;
 pub(super) const FORMAT: i64 = 2;
 
 /// Positions in one run of an index, as a power of two. Short runs make writing cheap (a batch of some
-/// thousands shares the 100 pages of a run, and no more are carried to the disk), long ones lookups (one probe, some microseconds, for each
-/// run). Tests use very short ones, so that a small journal has many.
+/// thousands shares the 100 pages of a run, and no more are carried to the disk), long ones lookups (one
+/// probe, some microseconds, for each run). Tests use very short ones, so that a small journal has many.
 pub(super) const RUN: u32 = if cfg!(test) { 6 } else { 14 };
 
 /// Every kind of name, with its number in the table `names`.

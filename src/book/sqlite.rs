@@ -226,8 +226,8 @@ fn connect_to_write(path: &Path) -> Result<Connection, TablesError> {
     connection.busy_timeout(limits::BOOK_LOCK_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(32);
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-    // 32 MiB of cache hold the newest run of every index and a day's totals. 4 MiB of WAL are copied back at a
-    // time: the disk is the journal's too, and what is carried to it at once holds up whoever appends there.
+    // 32 MiB of cache hold the newest run of every index and a day's totals. WAL is copied back from 4 MiB on:
+    // the disk is the journal's too, and what is carried to it at once holds up whoever appends there.
     connection.execute_batch(
         "PRAGMA synchronous = NORMAL; PRAGMA cache_size = -32768; PRAGMA foreign_keys = OFF;
          PRAGMA wal_autocheckpoint = 1024; PRAGMA journal_size_limit = 67108864;",

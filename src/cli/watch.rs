@@ -40,11 +40,13 @@ impl Watch {
             // without anybody's request. What keeps the ledger from answering is told by the ledger.
             let _ = self.ledger.submit(Command::Look).await;
             // While PostgreSQL does not answer, the process has nothing but its own clocks.
+            let asked = Clock::default().now();
             let theirs: Option<Timestamp> = self.ledger.journal().now().await.ok().flatten();
+            let (elapsed, wall) = (began.elapsed(), Clock::default().now());
+            let theirs = theirs.map(|theirs| when_answered(theirs, asked, wall));
             if let Ok(is_single) = self.ledger.journal().is_single_copy().await {
                 self.standing.set_single_copy(is_single);
             }
-            let (elapsed, wall) = (began.elapsed(), Clock::default().now());
             let published = self.ledger.published();
             // Files that were put there before the activation, or are now, are read then.
             if activated.0 != published.activated_at || activated.1.is_some() {
@@ -90,6 +92,12 @@ pub fn missing_key(published: &Published, hash_keys: &HashKeys) -> Option<String
     })
 }
 
+/// What another clock says when its answer has come, if it was read at some moment since it was asked for: as
+/// near to this machine's as it can be. A slow answer is no difference.
+fn when_answered(theirs: Timestamp, asked: Timestamp, answered: Timestamp) -> Timestamp {
+    theirs.plus_ms(answered.ms() - asked.ms()).min(answered).max(theirs)
+}
+
 /// Whether the machine's clock can be believed. Pure.
 #[derive(Debug, Default)]
 struct TimeWatch {
@@ -120,6 +128,19 @@ impl TimeWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slow_answer_of_the_other_clock_is_no_difference() {
+        let at = Timestamp::from_ms;
+        for (theirs, expected) in [(1000, 4000), (2500, 4000), (4000, 4000), (5000, 5000), (900, 3900)] {
+            assert_eq!(when_answered(at(theirs), at(1000), at(4000)), at(expected), "{theirs}");
+        }
+        assert_eq!(
+            when_answered(at(1000), at(1000), at(500)),
+            at(1000),
+            "this machine's jumped back meanwhile"
+        );
+    }
 
     const WALL_MS: i64 = 1_800_000_000_000;
 

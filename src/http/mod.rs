@@ -22,6 +22,7 @@ use serde::Serialize;
 use self::extract::{Admissions, Body, Call, Hearer, Role, Who};
 use self::problem::{Code, Problem};
 use crate::book::Book;
+use crate::json::{self as json_text, BytesAs, Unwritable};
 use crate::ledger::Ledger;
 use crate::limits;
 use crate::secrets::{HashKeys, SigningKey};
@@ -165,9 +166,7 @@ impl Reply {
     /// # Errors
     /// As [`Reply::ok`].
     pub fn json(status: StatusCode, value: &impl Serialize) -> Result<Self, Problem> {
-        let mut body = String::with_capacity(REPLY_BYTES_TYPICAL);
-        crate::json::write(&mut body, crate::json::Bytes::Hex, value).map_err(Problem::internal)?;
-        Ok(Self::new(status, "application/json", body.into()))
+        Ok(Self::new(status, "application/json", written(value).map_err(Problem::internal)?))
     }
 
     /// A page for people. `policy` is its content security policy.
@@ -193,6 +192,13 @@ impl Reply {
 
 /// Bytes for which an answer has room from the start; a claim has fewer.
 const REPLY_BYTES_TYPICAL: usize = 1536;
+
+/// What every answer that is JSON is written with.
+fn written(value: &impl Serialize) -> Result<Bytes, Unwritable> {
+    let mut text = String::with_capacity(REPLY_BYTES_TYPICAL);
+    json_text::write(&mut text, BytesAs::Hex, value)?;
+    Ok(text.into())
+}
 
 /// Who may make the calls of a handler.
 const fn who<R: Role, B: Body, H, F>(_: &H) -> Who
@@ -365,9 +371,9 @@ fn note(app: &App, hearer: &Hearer, problem: &Problem) {
 fn refusal(app: &App, hearer: &Hearer, problem: &Problem) -> HttpResponse {
     note(app, hearer, problem);
     let body = problem.body(hearer.language, hearer.request_id.as_str());
-    let body = serde_json::to_vec(&body).unwrap_or_default();
+    let body = written(&body).unwrap_or_default();
     let status = StatusCode::from_u16(problem.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = HttpResponse::with_body(status, Bytes::from(body)).map_into_boxed_body();
+    let mut response = HttpResponse::with_body(status, body).map_into_boxed_body();
     set_static(&mut response, header::CONTENT_TYPE, "application/problem+json");
     set_static(&mut response, header::CONTENT_LANGUAGE, hearer.language.tag());
     set_static(&mut response, header::CACHE_CONTROL, "no-store");

@@ -10,7 +10,6 @@ use std::fmt;
 use std::rc::Rc;
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::json::{Fault, Wrong};
@@ -21,7 +20,7 @@ use crate::journal::JournalError;
 use crate::ledger::command::Alternative;
 use crate::ledger::{Failure, Refusal};
 use crate::programme::{Basis, Parameter, Programme, Reference};
-use crate::rules::{Cited, Refused};
+use crate::rules::{Cited, Determination, Refused};
 use crate::shield::Admission;
 
 /// The languages errors are told in.
@@ -395,7 +394,7 @@ struct Parts {
     faults: Vec<Fault>,
     clause: Option<Clause>,
     alternatives: Option<Vec<AlternativeBody>>,
-    determination: Option<Box<RawValue>>,
+    determination: Option<Box<Determination>>,
     retry_after_s: Option<u32>,
     allow: Option<Rc<str>>,
     challenge: Option<&'static str>,
@@ -513,7 +512,7 @@ impl Problem {
     }
 
     /// The same with how the programmes judged.
-    pub fn with_determination(mut self, determination: Box<RawValue>) -> Self {
+    pub fn with_determination(mut self, determination: Box<Determination>) -> Self {
         self.0.determination = Some(determination);
         self
     }
@@ -595,7 +594,7 @@ impl Problem {
             clause: parts.clause.as_ref(),
             remedy: (row.status == 409 || row.status == 422).then(|| row.remedy.in_language(language)),
             alternatives: parts.alternatives.as_deref(),
-            determination: parts.determination.as_deref(),
+            determination: parts.determination.as_deref().map(wire::Determination::new),
         }
     }
 }
@@ -702,12 +701,7 @@ impl From<Refusal> for Problem {
             | Refusal::FundExhausted { alternatives } => {
                 problem.with_alternatives(alternatives.into_iter().map(Into::into).collect())
             }
-            Refusal::SubsidyDiffers { determination } => {
-                match serde_json::value::to_raw_value(&wire::Determination::new(&determination)) {
-                    Ok(determination) => problem.with_determination(determination),
-                    Err(error) => Self::internal(error),
-                }
-            }
+            Refusal::SubsidyDiffers { determination } => problem.with_determination(determination),
             Refusal::ActivationRefused(cause) => problem.caused_by(cause),
             _ => problem,
         }
@@ -820,8 +814,8 @@ pub struct ProblemBody<'p> {
     alternatives: Option<&'p [AlternativeBody]>,
     /// What is right, with `subsidy-differs` only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<wire::Determination>, nullable = false)]
-    determination: Option<&'p RawValue>,
+    #[schema(nullable = false)]
+    determination: Option<wire::Determination<'p>>,
 }
 
 /// `/problems/<code>`.

@@ -296,6 +296,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::json::{self, BytesAs};
     use crate::ledger::Stored;
     use crate::ledger::entry::Entry;
     use crate::programme::{ProgrammeSet, shipped};
@@ -321,7 +322,9 @@ mod tests {
     fn shown(entries: &[&str]) -> String {
         let entries: Vec<_> = entries.iter().copied().map(stored).collect();
         let view = ClaimView::new(&entries).unwrap();
-        serde_json::to_string(&Claim::new(&view, &history()).unwrap()).unwrap()
+        let mut text = String::new();
+        json::write(&mut text, BytesAs::Hex, &Claim::new(&view, &history()).unwrap()).unwrap();
+        text
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub struct Row {
     pub position: u64,
     /// The SHA-256 of `entry`.
     pub hash: Hash,
-    /// The exact bytes.
+    /// The exact bytes; text in UTF-8.
     pub entry: Arc<[u8]>,
 }
 

@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use crate::bytes;
 use crate::claim::{AdjustReason, ClaimId, Device, FundId, ReturnReason, Sale, Status};
 use crate::identity::{Reference, RegionCode, Uscc};
-use crate::json::{self, Bytes, Unwritable};
+use crate::json::{self, BytesAs, Unwritable};
 use crate::limits;
 use crate::money::Fen;
 use crate::programme::ProgrammeId;
@@ -573,10 +573,10 @@ impl Entry {
         match (self.v, &self.event) {
             (1, Event::ClaimMade(made)) => {
                 let event = Event::ClaimMade(Arc::new(made.in_full()));
-                Entry { event, ..self.clone() }.write(buffer, Bytes::Hex)
+                Entry { event, ..self.clone() }.write(buffer, BytesAs::Hex)
             }
-            (1, _) => self.write(buffer, Bytes::Hex),
-            _ => self.write(buffer, Bytes::Base64Url),
+            (1, _) => self.write(buffer, BytesAs::Hex),
+            _ => self.write(buffer, BytesAs::Base64Url),
         }
     }
 
@@ -587,7 +587,7 @@ impl Entry {
         Ok(text.into())
     }
 
-    fn write(&self, buffer: &mut String, bytes: Bytes) -> Result<(), Unwritable> {
+    fn write(&self, buffer: &mut String, bytes: BytesAs) -> Result<(), Unwritable> {
         json::write(buffer, bytes, self)
     }
 }

@@ -17,10 +17,10 @@ use super::redis::Server;
 use super::service::{command, said};
 use super::{Answer, Caller, Options, Random, Sale, Service, Stop, eventually, fresh_key};
 
-/// How long each fault goes on: `SUBSIDY_POS_TEST_FAULT_SECONDS`, or 6 seconds.
+/// How long each fault goes on: `SUBSIDY_POS_TEST_FAULT_SECONDS`, or 10 seconds.
 pub fn fault_span() -> Duration {
     let seconds = std::env::var("SUBSIDY_POS_TEST_FAULT_SECONDS");
-    Duration::from_secs(seconds.map_or(6, |text| text.parse().expect("a number of seconds")))
+    Duration::from_secs(seconds.map_or(10, |text| text.parse().expect("a number of seconds")))
 }
 
 /// The processes, and what they stand on.

@@ -88,18 +88,25 @@ impl Board {
         marks
     }
 
-    /// Takes what the others told.
+    /// Takes what the others told. A mark that was heard before dies when it was to die then, whatever is said of
+    /// its age now: Redis can hold it up for no longer than a request lasts.
     pub fn hear(&mut self, voices: &[Voice], now_us: u64) {
         self.heard_us = Some(now_us);
-        self.others.clear();
+        let before = std::mem::take(&mut self.others);
         for voice in voices.iter().take(limits::SHIELD_PROCESSES_MAX) {
             self.processes.insert(voice.name, now_us.saturating_sub(voice.age_us));
             for mark in voice.marks.chunks_exact(MARK_BYTES).take(limits::SHIELD_MARKS_MAX) {
                 let Some((hash, [high, low])) = mark.split_first_chunk::<HASH_BYTES>() else { continue };
                 let age_us = u64::from(u16::from_be_bytes([*high, *low])) * 1000 + voice.age_us;
-                if let Some(left_us) = LIFE_US.checked_sub(age_us) {
-                    self.others.insert(*hash, now_us.saturating_add(left_us));
-                }
+                let left_us = LIFE_US.checked_sub(age_us);
+                let known_us = before.get(hash).copied();
+                // One that is past is remembered for as long as it is told.
+                let dies_us = match (left_us.map(|left_us| now_us.saturating_add(left_us)), known_us) {
+                    (Some(told_us), Some(known_us)) => told_us.min(known_us),
+                    (Some(dies_us), None) | (None, Some(dies_us)) => dies_us,
+                    (None, None) => continue,
+                };
+                self.others.insert(*hash, dies_us);
             }
         }
         let since_us = now_us.saturating_sub(LIFE_US);
@@ -172,6 +179,24 @@ mod tests {
         assert!(there.is_elsewhere(KEY, CONTENT, NOW + 1_199_999));
         assert!(!there.is_elsewhere(KEY, CONTENT, NOW + 1_200_000));
         assert!(here.tell(NOW + LIFE_US).is_empty());
+    }
+
+    #[test]
+    fn a_mark_that_is_told_with_an_ever_younger_age_dies_all_the_same() {
+        let (mut here, mut there) = (Board::default(), Board::default());
+        here.mark(KEY, CONTENT, NOW).unwrap();
+        let told = here.tell(NOW + AFTER_US);
+        let mut now = NOW;
+        let mut refused_us = 0;
+        while now < NOW + 5 * LIFE_US {
+            there.hear(&[voice(1, 0, told.clone())], now);
+            refused_us += if there.is_elsewhere(KEY, CONTENT, now) { 10_000 } else { 0 };
+            now += 10_000;
+        }
+        assert!(refused_us <= LIFE_US, "{refused_us}");
+        there.hear(&[], now);
+        there.hear(&[voice(1, 0, told)], now);
+        assert!(there.is_elsewhere(KEY, CONTENT, now), "it is another request of the same key and content");
     }
 
     #[test]
