@@ -47,6 +47,19 @@ fn five_hundred_claims_are_made_in_order() {
 }
 
 #[test]
+fn an_item_that_shows_another_subsidy_is_told_what_is_right_as_a_single_claim_is() {
+    let service = Service::start();
+    let till = service.retailer();
+    let sale = service.sale().with("/expected_subsidy", "1.00");
+    let alone = till.claim(&sale);
+    alone.must_refuse("subsidy-differs");
+    let determination = &alone.json()["determination"];
+    assert_eq!(determination["considered"][0]["amount"], "600.00", "{determination}");
+    let results = results(&till, &[item(&fresh_key(), &sale)]);
+    assert_eq!(&results[0]["problem"]["determination"], determination);
+}
+
+#[test]
 fn every_item_stands_on_its_own() {
     let service = Service::start();
     let till = service.retailer();

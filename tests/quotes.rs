@@ -160,7 +160,9 @@ fn a_quote_tells_every_refusal_that_the_claim_would_get() {
             (&quoted["eligible"], &quoted["subsidy"], &quoted["programme"]),
             (&json!(false), &json!("0.00"), &json!(null))
         );
-        for member in ["code", "status", "title", "detail", "clause", "remedy", "alternatives"] {
+        let members =
+            ["code", "status", "title", "detail", "clause", "remedy", "alternatives", "determination"];
+        for member in members {
             assert_eq!(quoted["refusal"][member], refused.json()[member], "{member} of {}", refused.code());
         }
     }

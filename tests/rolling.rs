@@ -100,7 +100,7 @@ impl Balancer {
 #[test]
 fn processes_are_added_drained_and_replaced_under_load_without_a_failed_request() {
     let place = Place::new();
-    let start = || Service::start_with(place.options().env("SUBSIDY_POS__SERVER__DRAIN_S", "1"));
+    let start = || Service::start_with(place.options().env("SUBSIDY_POS__SERVER__DRAIN_S", "2"));
     let first = start();
     let (subject, now) = (first.retailer().subject, first.now());
     let balancer = Balancer::default();
@@ -138,12 +138,13 @@ fn processes_are_added_drained_and_replaced_under_load_without_a_failed_request(
             if name >= 2 {
                 let (leaving, mut service) = services.remove(0);
                 service.signal("TERM");
-                // It says that it is going, and serves on until nobody comes any more.
-                let told = service.operator().get("/readyz");
-                assert_eq!(
-                    (told.status, &told.json()["reason"]),
-                    (503, &Value::from("the process is stopping"))
-                );
+                // It says that it is going as soon as it has heard of it, and serves on until nobody comes
+                // any more.
+                eventually("it says that it is going", Duration::from_secs(1), || {
+                    let told = service.operator().get("/readyz");
+                    let told = (told.status, told.json()["reason"].clone());
+                    (told == (503, Value::from("the process is stopping"))).then_some(())
+                });
                 let answer = service.caller("retailer", &subject, &[]).claim(&Sale::at(now));
                 answer.must_be(201);
                 assert_eq!(answer.header("connection"), Some("close"));
