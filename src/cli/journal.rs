@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use subsidy_pos::book::{Feed, Projector};
 use subsidy_pos::clock::Clock;
 use subsidy_pos::config::Mode;
-use subsidy_pos::journal::Head;
+use subsidy_pos::journal::{Head, JournalError, Reader};
 use subsidy_pos::ledger::entry::{Hash, Key};
 use subsidy_pos::ledger::state::State;
 use subsidy_pos::ledger::writer::{self, Observer};
@@ -90,6 +90,22 @@ pub fn snapshot(settings: &Settings) -> Result<(), Failed> {
     }))
 }
 
+/// The position of the journal's last entry. There are no gaps, so it is found by halving.
+async fn last_position(reader: &dyn Reader) -> Result<u64, JournalError> {
+    let (mut last, mut beyond) = (0, 1);
+    while !reader.after(beyond - 1, 1).await?.is_empty() {
+        (last, beyond) = (beyond, beyond * 2);
+    }
+    while beyond - last > 1 {
+        let middle = last.midpoint(beyond);
+        match reader.after(middle - 1, 1).await?.is_empty() {
+            true => beyond = middle,
+            false => last = middle,
+        }
+    }
+    Ok(last)
+}
+
 /// Whom the writer tells nothing.
 struct Deaf;
 
@@ -117,10 +133,12 @@ pub fn rebuild(place: &Place) -> Result<(), Failed> {
             }
         })
         .await?;
+        // What is appended from here on is for whoever carries the book on.
+        let end = last_position(&*reader).await.map_err(failed)?;
         let mut moved = (0, Instant::now());
         loop {
             let reached = feed.position();
-            if reader.after(reached, 1).await.map_err(failed)?.is_empty() {
+            if reached >= end {
                 println!("the book is that of the journal up to entry {reached}");
                 break;
             }

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use super::apply::{self, Answer, Decision};
 use super::command::{CancelOutcome, ClaimAt, Command, Failure, FundView, Outcome, Quoted, Stored};
-use super::entry::{Algorithm, Effects, Entry, Event, Hash, Key, Unreadable, VERSION};
+use super::entry::{Algorithm, Effects, Entry, Event, Hash, Key, VERSION};
 use super::state::{State, Undo};
 use super::writer::{Observer, OpenError, Shared, Work, catch_up_from, fold_rest, published};
 use crate::clock::Clock;
@@ -480,7 +480,7 @@ impl Desk {
         self.encoded.clear();
         entry
             .encode(&mut self.encoded)
-            .map_err(|cause| Unreadable::Unwritable { position: entry.position, cause })?;
+            .map_err(|cause| OpenError::Unwritable { position: entry.position, cause })?;
         let hash = Hash::of(self.encoded.as_bytes());
         self.state.fold(&entry, hash, Some(&mut batch.undo))?;
         batch.rows.push(Row { position: entry.position, hash, entry: self.encoded.as_bytes().into() });
@@ -671,6 +671,7 @@ impl Desk {
             }
             OpenError::Hash { .. } | OpenError::Fold(_) => "the journal does not verify; the log says where",
             OpenError::Thread(_) => "the machine has no room for a thread",
+            OpenError::Unwritable { .. } => "an entry cannot be written; the log says why",
         });
         let told = self.shared.trouble.load().as_deref().copied();
         if trouble != told {

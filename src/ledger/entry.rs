@@ -520,14 +520,6 @@ pub enum Unreadable {
         /// What the parser says.
         cause: serde_json::Error,
     },
-    /// It cannot be written.
-    #[error("entry {position} cannot be written: {cause}")]
-    Unwritable {
-        /// Where.
-        position: u64,
-        /// What the writer says.
-        cause: Unwritable,
-    },
     /// The row's number is not the one its bytes name.
     #[error("entry {position} says that its position is {claimed}")]
     Position {

@@ -20,6 +20,7 @@ use super::state::{FoldError, State};
 use super::{KeyRing, Published};
 use crate::clock::Clock;
 use crate::journal::{Journal, JournalError, Reader, Row};
+use crate::json::Unwritable;
 use crate::limits;
 
 /// What the writer tells others about.
@@ -45,6 +46,14 @@ pub enum OpenError {
     /// A row cannot be read.
     #[error(transparent)]
     Unreadable(#[from] super::entry::Unreadable),
+    /// An entry cannot be written as JSON.
+    #[error("entry {position}: {cause}")]
+    Unwritable {
+        /// Where.
+        position: u64,
+        /// What the writer of JSON says.
+        cause: Unwritable,
+    },
     /// A row does not follow from those before it.
     #[error(transparent)]
     Fold(#[from] FoldError),
