@@ -21,10 +21,10 @@ const SEEN: [(Part, u64, u64, u64); 16] = [
     (Part::Prepare, 126_000, 7, 1_459),
     (Part::Decide, 24_900, 1, 592),
     (Part::Replay, 5_100, 1, 248),
-    (Part::Encode, 305_000, 1, 1_280),
+    (Part::Encode, 100_000, 1, 1_105),
     (Part::Hash, 37_100, 0, 0),
     (Part::Fold, 31_900, 0, 0),
-    (Part::Answer, 441_000, 5, 3_968),
+    (Part::Answer, 160_000, 1, 1_536),
     (Part::Decode, 164_000, 14, 1_939),
     (Part::DecodeEffects, 90_400, 4, 600),
 ];
