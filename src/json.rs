@@ -95,6 +95,13 @@ impl Writer<'_> {
         self.text.push_str("\":");
     }
 
+    /// A variant with content is an object with one member.
+    fn variant(&mut self, name: &'static str) -> &mut Self {
+        self.text.push('{');
+        self.name(name);
+        self
+    }
+
     fn number(&mut self, number: impl itoa::Integer) {
         self.text.push_str(itoa::Buffer::new().format(number));
     }
@@ -222,9 +229,7 @@ impl<'w, 't> ser::Serializer for &'w mut Writer<'t> {
         name: &'static str,
         value: &T,
     ) -> Result<(), Unwritable> {
-        self.text.push('{');
-        self.name(name);
-        value.serialize(&mut *self)?;
+        value.serialize(self.variant(name))?;
         self.text.push('}');
         Ok(())
     }
@@ -248,9 +253,7 @@ impl<'w, 't> ser::Serializer for &'w mut Writer<'t> {
         name: &'static str,
         _: usize,
     ) -> Result<Compound<'w, 't>, Unwritable> {
-        self.text.push('{');
-        self.name(name);
-        Ok(Compound::begin(self, '[', "]}"))
+        Ok(Compound::begin(self.variant(name), '[', "]}"))
     }
 
     fn serialize_map(self, _: Option<usize>) -> Result<Compound<'w, 't>, Unwritable> {
@@ -271,9 +274,7 @@ impl<'w, 't> ser::Serializer for &'w mut Writer<'t> {
         name: &'static str,
         _: usize,
     ) -> Result<Compound<'w, 't>, Unwritable> {
-        self.text.push('{');
-        self.name(name);
-        Ok(Compound::begin(self, '{', "}}"))
+        Ok(Compound::begin(self.variant(name), '{', "}}"))
     }
 }
 
@@ -489,7 +490,8 @@ mod tests {
         let base64url = "\"AAgQGCAoMDhASFBYYGhweICIkJigqLC4wMjQ2ODo8Pg\"";
         assert_eq!(json(BytesAs::Hex, &Raw(&bytes)).unwrap(), hex);
         assert_eq!(json(BytesAs::Base64Url, &Raw(&bytes)).unwrap(), base64url);
-        assert_eq!(json(BytesAs::Base64Url, &Raw(&[255, 254])).unwrap(), "\"__4\"");
+        let short: [u8; 16] = std::array::from_fn(|place| 255 - place as u8);
+        assert_eq!(json(BytesAs::Base64Url, &Raw(&short)).unwrap(), "\"__79_Pv6-fj39vX08_Lx8A\"");
         assert_eq!(json(BytesAs::Base64Url, &Raw(&[])).unwrap(), "\"\"");
         for form in [BytesAs::Hex, BytesAs::Base64Url] {
             assert!(json(form, &Raw(&[0; 33])).is_err(), "too many");

@@ -107,7 +107,7 @@ impl Desk {
 
     fn enter(&mut self, event: Event) -> Result<Stored> {
         let entry = self.entry(event);
-        let hash = Hash::of(&encode(&entry)?);
+        let hash = Hash::of(&entry.to_bytes()?);
         self.fold(&entry, hash, None)?;
         Ok(Stored { entry, hash })
     }
@@ -127,11 +127,6 @@ impl Desk {
         }
         Ok(())
     }
-}
-
-/// The bytes of an entry.
-pub fn encode(entry: &Entry) -> Result<Vec<u8>> {
-    Ok(entry.to_bytes()?)
 }
 
 fn published(state: &State) -> Published {

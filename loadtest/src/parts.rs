@@ -14,7 +14,7 @@ use subsidy_pos::ledger::state::Undo;
 use subsidy_pos::ledger::{ClaimView, Command, Stored};
 use subsidy_pos::{limits, rules};
 
-use crate::desk::{self, Desk};
+use crate::desk::Desk;
 
 /// How many sales each part is done for in a row.
 pub const SALES: u64 = 256;
@@ -167,7 +167,7 @@ impl Parts {
         };
         for command in &parts.fresh {
             let entry = parts.desk.entry_of(command)?;
-            let bytes = desk::encode(&entry)?;
+            let bytes = entry.to_bytes()?;
             let hash = Hash::of(&bytes);
             parts.desk.fold(&entry, hash, Some(&mut parts.undo))?;
             let stored = Arc::new(Stored { entry: entry.clone(), hash });

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -93,6 +94,8 @@ struct Shared {
     inbox: Mutex<Inbox>,
     wake: Condvar,
     position: watch::Sender<u64>,
+    /// Whether anything is made of what is offered.
+    is_heard: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -124,12 +127,16 @@ impl Feed {
     /// A feed for one book.
     pub fn new() -> Self {
         let (position, _) = watch::channel(0);
-        Self { shared: Arc::new(Shared { inbox: Mutex::default(), wake: Condvar::new(), position }) }
+        let (inbox, wake, is_heard) = (Mutex::default(), Condvar::new(), AtomicBool::new(true));
+        Self { shared: Arc::new(Shared { inbox, wake, position, is_heard }) }
     }
 
     /// Offers entries that are durable and follow those offered before. Never waits: what the projector
     /// is too slow to take it reads from the journal later.
     pub fn offer(&self, entries: &[Arc<Stored>]) {
+        if !self.shared.is_heard.load(Ordering::Relaxed) {
+            return;
+        }
         let Some(first) = entries.first() else { return };
         let position = first.entry.position;
         // Made before the lock is taken: the projector need not wait for it.
@@ -179,7 +186,13 @@ impl Feed {
 
     /// Forgets what was offered: another process carries the book on.
     fn forget(&self) {
+        self.shared.is_heard.store(false, Ordering::Relaxed);
         drop(self.take(VecDeque::new()));
+    }
+
+    /// Hears what is offered: this process carries the book on.
+    fn hear(&self) {
+        self.shared.is_heard.store(true, Ordering::Relaxed);
     }
 
     /// How many entries wait to be taken.
@@ -395,6 +408,7 @@ impl Work {
             {
                 warn!(%cause, "the book is dropped and rebuilt");
                 self.head = None;
+                self.taken.clear();
                 self.feed.reached(0);
                 self.tables.reset()?;
                 self.rebuilding = true;
@@ -459,9 +473,11 @@ impl Work {
     fn is_for_another(&mut self) -> Result<bool, Stuck> {
         if self.tables.carry_on()? {
             self.watched = None;
+            self.feed.hear();
             return Ok(false);
         }
         self.feed.forget();
+        self.taken.clear();
         let head = match self.head {
             Some(_) => self.tables.head()?,
             None => self.recognise()?,

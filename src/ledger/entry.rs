@@ -565,10 +565,10 @@ impl Entry {
         match (self.v, &self.event) {
             (1, Event::ClaimMade(made)) => {
                 let event = Event::ClaimMade(Arc::new(made.in_full()));
-                Entry { event, ..self.clone() }.write(buffer, BytesAs::Hex)
+                json::write(buffer, BytesAs::Hex, &Entry { event, ..self.clone() })
             }
-            (1, _) => self.write(buffer, BytesAs::Hex),
-            _ => self.write(buffer, BytesAs::Base64Url),
+            (1, _) => json::write(buffer, BytesAs::Hex, self),
+            _ => json::write(buffer, BytesAs::Base64Url, self),
         }
     }
 
@@ -577,9 +577,5 @@ impl Entry {
         let mut text = String::with_capacity(limits::ENTRY_BYTES_USUAL);
         self.encode(&mut text)?;
         Ok(text.into())
-    }
-
-    fn write(&self, buffer: &mut String, bytes: BytesAs) -> Result<(), Unwritable> {
-        json::write(buffer, bytes, self)
     }
 }
