@@ -163,6 +163,7 @@ fn what_a_killed_process_had_in_flight_stands_in_the_way_for_two_seconds_at_most
         std::thread::sleep(Duration::from_millis(400));
         there.claim_under(&key, &sale).must_refuse("request-in-progress");
         shared.services[0].signal("KILL");
+        tracer.end();
         let answer = eventually("it is decided", Duration::from_secs(3), || {
             let answer = there.claim_under(&key, &sale);
             (answer.code() != "request-in-progress").then_some(answer)
@@ -171,7 +172,6 @@ fn what_a_killed_process_had_in_flight_stands_in_the_way_for_two_seconds_at_most
         assert!(began.elapsed() < Duration::from_millis(2600), "{:?}", began.elapsed());
         assert!(first.join().unwrap().is_err(), "it was killed");
     });
-    drop(tracer);
 }
 
 // --- Whatever Redis does ---

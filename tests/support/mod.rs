@@ -22,7 +22,12 @@ pub use serde_json::{Value, json};
 pub use service::{Options, Service};
 pub use subsidy_pos::time::Timestamp;
 
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{LazyLock, Mutex};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// The instant at which the service's clock starts unless a test says otherwise: in the middle of the
@@ -54,6 +59,64 @@ pub fn eventually<T>(what: &str, patience: Duration, mut check: impl FnMut() -> 
         assert!(began.elapsed() < patience, "{what} within {patience:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Waits for a process to end, but not for ever, and says how it ended.
+pub fn ended_within(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let began = Instant::now();
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Some(status);
+        }
+        if began.elapsed() >= patience {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Longer than any test takes: the longest goes through a dozen faults.
+fn longest_test() -> Duration {
+    Duration::from_secs(8 * 60) + 20 * fleet::fault_span()
+}
+
+/// Tests that are running and have started something, by their threads.
+static RUNNING: LazyLock<Mutex<HashMap<ThreadId, (String, Instant)>>> = LazyLock::new(|| {
+    std::thread::spawn(|| {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            let running = RUNNING.lock().expect("the tests");
+            if let Some((test, _)) = running.values().find(|(_, began)| began.elapsed() > longest_test()) {
+                // Not eprintln!, which the harness keeps with the output of the test that began this thread.
+                let told = format!("{test} stands still: it has been running for {:?}\n", longest_test());
+                let _ = std::io::stderr().write_all(told.as_bytes());
+                std::process::exit(1);
+            }
+        }
+    });
+    Mutex::default()
+});
+
+struct Watched;
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        RUNNING.lock().expect("the tests").remove(&std::thread::current().id());
+    }
+}
+
+/// Sees to it that the test of this thread ends: where it stands still the whole run fails, and says which
+/// test it was.
+pub fn watch() {
+    thread_local! {
+        static WATCHED: Watched = {
+            let thread = std::thread::current();
+            let began = (thread.name().unwrap_or("a test").to_owned(), Instant::now());
+            RUNNING.lock().expect("the tests").insert(thread.id(), began);
+            Watched
+        };
+    }
+    WATCHED.with(|_| ());
 }
 
 /// Runs `job` on `count` threads at once, released together, and returns what each came to, in order.

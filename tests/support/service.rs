@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::client::{Address, Answer, Caller};
 use super::identifiers::{fresh_key, fresh_number, fresh_uscc};
 use super::postgres::Database;
-use super::{JUNE_2026, Sale, eventually, instant};
+use super::{JUNE_2026, Sale, ended_within, eventually, instant};
 
 /// The binary under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_subsidy-pos");
@@ -176,6 +176,7 @@ impl Service {
 
     /// Starts the process and waits until it is ready.
     fn run(&mut self) -> Result<(), Exit> {
+        super::watch();
         let mut command = Command::new(PROGRAM);
         command.arg("serve").arg("--data").arg(&self.data).args(["--listen", "127.0.0.1:0"]);
         if self.options.dev {
@@ -286,7 +287,7 @@ impl Service {
     pub fn kill(&mut self) {
         let mut child = self.child.take().expect("a running service");
         child.kill().expect("it can be killed");
-        child.wait().expect("it ended");
+        ended_within(&mut child, Duration::from_secs(20)).expect("it ended");
     }
 
     /// Starts the process again on the same data, its clock going on.
@@ -445,7 +446,7 @@ impl Drop for Service {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
-            let _ = child.wait();
+            let _ = ended_within(&mut child, Duration::from_secs(20));
         }
         if std::thread::panicking() {
             let log = self.log.lock().map(|log| log.clone()).unwrap_or_default();

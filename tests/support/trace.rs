@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::{Service, eventually};
+use super::{Service, ended_within};
 
 /// A tracer on a service. It lets go when dropped.
 pub struct Tracer {
@@ -44,13 +44,26 @@ impl Tracer {
         std::fs::read_to_string(&self.output).unwrap_or_default()
     }
 
+    /// Ends the tracer together with a service that was killed. A thread that dies while `strace` holds it
+    /// back stays undead, its connections open, until `strace` looks at it again, which it may never do;
+    /// without a tracer it is gone at once.
+    pub fn end(mut self) {
+        self.kill();
+    }
+
     fn let_go(&mut self) {
-        if self.child.try_wait().expect("its state").is_some() {
+        if ended_within(&mut self.child, Duration::ZERO).is_some() {
             return;
         }
         let _ = Command::new("kill").arg("-INT").arg(self.child.id().to_string()).status();
-        let child = &mut self.child;
-        eventually("strace lets go", Duration::from_secs(20), || child.try_wait().expect("its state"));
+        if ended_within(&mut self.child, Duration::from_secs(10)).is_none() {
+            self.kill();
+        }
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = ended_within(&mut self.child, Duration::from_secs(10));
     }
 }
 
