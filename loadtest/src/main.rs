@@ -34,6 +34,10 @@ use subject::Generator;
 use subsidy_pos_loadtest::parts::{Part, Parts, SALES};
 use subsidy_pos_loadtest::{drafts, sale};
 
+/// The service's, so that the ceiling has nothing it has not.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Debug, Parser)]
 #[command(about = "Measures subsidy-pos. Without a command: the comparison, in less than ten minutes.")]
 struct Arguments {

@@ -6,13 +6,15 @@
 //! the deciding code promised (keys free, money there, times in order) and refuses a journal that
 //! breaks it.
 //!
-//! Memory: a claim costs 60 bytes for its record, 16 for each key and about 10 for the key's place in
+//! Memory: a claim costs 56 bytes for its record, 16 for each key and about 10 for the key's place in
 //! the index. The index keeps no keys of its own, it points into the claims; it is split into
 //! [`limits::KEY_INDEX_SHARDS`] tables of different sizes, so that growing one is never felt.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use allocator_api2::alloc::System;
+use allocator_api2::vec::Vec as VecIn;
 use aws_lc_rs::digest;
 use hashbrown::HashTable;
 use smallvec::SmallVec;
@@ -65,23 +67,32 @@ pub struct ClaimRecord {
     fingerprint: [u8; 8],
     made: Position,
     last: Position,
-    /// Milliseconds: of a hold, when it ends; of a released or expired one, until when its request key
-    /// is remembered.
-    until: [u8; 6],
+    /// Bits 0 to 41 in milliseconds: of a hold, when it ends; of a released or expired one, until when its
+    /// request key is remembered. Bits 42 to 44: the status. Bit 45: whether a return restores the
+    /// entitlement. Bit 46: whether there is an old device.
+    until_and_flags: [u8; 6],
+    /// The number of its retailer and platform.
+    submitter: SubmitterNumber,
     keys_at: u32,
     subsidy_fen: u32,
-    /// The number of its retailer and platform.
-    submitter: u32,
     fund: u16,
     /// Which of the keys are held, by their place in the run.
     held: u16,
     keys_len: u8,
-    status: Status,
-    return_restores: bool,
-    has_trade_in: bool,
 }
 
-const _: () = assert!(size_of::<ClaimRecord>() <= 60);
+/// Where in [`ClaimRecord::until_and_flags`] the flags stand.
+const FLAGS_AT: u32 = 42;
+const STATUS_MASK: u64 = 0b111;
+const RETURN_RESTORES: u64 = 1 << 3;
+const HAS_TRADE_IN: u64 = 1 << 4;
+/// The first instant that is too late for a record: in 2109.
+const TOO_LATE_MS: i64 = 1 << FLAGS_AT;
+
+/// Three bytes of a submitter's number: sixteen million retailers and platforms.
+type SubmitterNumber = [u8; 3];
+
+const _: () = assert!(size_of::<ClaimRecord>() <= 56);
 // Request, order line, person and old device; serial number, IMEIs, and the serial number as IMEI.
 const _: () = assert!(4 + 2 + limits::IMEI_MAX <= 16);
 
@@ -103,7 +114,12 @@ impl ClaimRecord {
 
     /// Its status as journaled.
     pub fn status(&self) -> Status {
-        self.status
+        let number = (self.flags() & STATUS_MASK) as usize;
+        Status::ALL.get(number).copied().unwrap_or(Status::Cancelled)
+    }
+
+    fn has_known_status(&self) -> bool {
+        ((self.flags() & STATUS_MASK) as usize) < Status::ALL.len()
     }
 
     /// Its subsidy.
@@ -118,17 +134,17 @@ impl ClaimRecord {
 
     /// Whether a return gives the person's entitlement back.
     pub fn return_restores(&self) -> bool {
-        self.return_restores
+        self.flags() & RETURN_RESTORES != 0
     }
 
     /// Whether time has ended this hold, written or not.
     pub fn is_dead_hold(&self, now: Timestamp) -> bool {
-        self.status == Status::Held && self.until() <= now
+        self.status() == Status::Held && self.until() <= now
     }
 
     /// Whether the request key of this ended hold stands for nothing any more.
     fn request_is_forgotten(&self, now: Timestamp) -> bool {
-        matches!(self.status, Status::Released | Status::Expired) && self.until() <= now
+        matches!(self.status(), Status::Released | Status::Expired) && self.until() <= now
     }
 
     /// Whether `fingerprint` is that of the content the claim was made with.
@@ -136,18 +152,40 @@ impl ClaimRecord {
         fingerprint.bytes().starts_with(&self.fingerprint)
     }
 
-    fn until(&self) -> Timestamp {
-        let ms = self.until.iter().fold(0, |number, byte| (number << 8) | i64::from(*byte));
-        Timestamp::from_ms(ms)
+    fn has_trade_in(&self) -> bool {
+        self.flags() & HAS_TRADE_IN != 0
     }
 
-    fn set_until(&mut self, until: Timestamp) {
-        let [_, _, bytes @ ..] = until.ms().max(0).to_be_bytes();
-        self.until = bytes;
+    fn until(&self) -> Timestamp {
+        Timestamp::from_ms(self.until_and_flags() as i64 & (TOO_LATE_MS - 1))
+    }
+
+    fn set_until(&mut self, until: Timestamp) -> Folded {
+        ensure((0..TOO_LATE_MS).contains(&until.ms()), "it names a time that is too late")?;
+        self.set(until.ms() as u64, self.flags());
+        Ok(())
+    }
+
+    /// Moves the claim on; the new status has no time that ends it.
+    fn set_status(&mut self, status: Status) {
+        self.set(0, self.flags() & !STATUS_MASK | status as u64);
+    }
+
+    fn flags(&self) -> u64 {
+        self.until_and_flags() >> FLAGS_AT
+    }
+
+    fn until_and_flags(&self) -> u64 {
+        self.until_and_flags.iter().fold(0, |number, byte| (number << 8) | u64::from(*byte))
+    }
+
+    fn set(&mut self, until_ms: u64, flags: u64) {
+        let [_, _, bytes @ ..] = (flags << FLAGS_AT | until_ms).to_be_bytes();
+        self.until_and_flags = bytes;
     }
 
     fn devices_from(&self) -> usize {
-        TRADE_IN + usize::from(self.has_trade_in)
+        TRADE_IN + usize::from(self.has_trade_in())
     }
 
     fn holds(&self, place: usize) -> bool {
@@ -220,10 +258,14 @@ impl Slot {
 
 const _: () = assert!(size_of::<Slot>() == 5);
 
+/// A part of the index. The program's allocator would round the sizes of tables up by an eighth; the
+/// machine's takes them as they are.
+type Table = HashTable<Slot, System>;
+
 /// Items in chunks that never move, so that growing never copies what is there.
 #[derive(Debug)]
 struct Chunked<T> {
-    chunks: Vec<Vec<T>>,
+    chunks: Vec<VecIn<T, System>>,
     len: usize,
 }
 
@@ -242,7 +284,7 @@ impl<T: Copy> Chunked<T> {
 
     fn push(&mut self, item: T) {
         if self.len / limits::CLAIM_CHUNK == self.chunks.len() {
-            self.chunks.push(Vec::with_capacity(limits::CLAIM_CHUNK));
+            self.chunks.push(VecIn::with_capacity_in(limits::CLAIM_CHUNK, System));
         }
         if let Some(chunk) = self.chunks.get_mut(self.len / limits::CLAIM_CHUNK) {
             chunk.push(item);
@@ -263,7 +305,7 @@ impl<T: Copy> Chunked<T> {
     fn extend<U>(&mut self, mut items: &[U], make: impl Fn(&U) -> T) {
         while !items.is_empty() {
             if self.len / limits::CLAIM_CHUNK == self.chunks.len() {
-                self.chunks.push(Vec::with_capacity(limits::CLAIM_CHUNK));
+                self.chunks.push(VecIn::with_capacity_in(limits::CLAIM_CHUNK, System));
             }
             let room = limits::CLAIM_CHUNK - self.len % limits::CLAIM_CHUNK;
             let (fitting, rest) = items.split_at(room.min(items.len()));
@@ -352,7 +394,7 @@ pub struct State {
     /// The entries that activated them, in order.
     activations: Arc<[Head]>,
     claims: Claims,
-    taken: Vec<HashTable<Slot>>,
+    taken: Vec<Table>,
     taken_count: u64,
     funds: Vec<Fund>,
     fund_by_id: HashMap<FundId, FundIx>,
@@ -364,7 +406,7 @@ pub struct State {
     officer_requests: BTreeMap<Key, (u64, Key)>,
     // Names are numbered as they are met; the numbers never leave the state.
     submitters: Vec<Submitter>,
-    submitter_numbers: HashMap<Submitter, u32>,
+    submitter_numbers: HashMap<Submitter, SubmitterNumber>,
     /// Empty; kept between entries for its room.
     scratch: Vec<Change>,
 }
@@ -380,7 +422,7 @@ impl Default for State {
             programmes: Arc::default(),
             activations: Arc::default(),
             claims: Claims { records: Chunked::new(), keys: Chunked::new() },
-            taken: (0..limits::KEY_INDEX_SHARDS).map(|_| HashTable::new()).collect(),
+            taken: (0..limits::KEY_INDEX_SHARDS).map(|_| Table::new_in(System)).collect(),
             taken_count: 0,
             funds: Vec::new(),
             fund_by_id: HashMap::new(),
@@ -458,7 +500,7 @@ impl State {
 
     /// Whether `by` is who may act on the claim: its retailer, or the platform that submitted it.
     pub fn is_owned_by(&self, record: &ClaimRecord, by: &Submitter) -> bool {
-        self.submitters.get(record.submitter as usize).is_some_and(|submitter| {
+        self.submitter_of(record).is_some_and(|submitter| {
             submitter.retailer == by.retailer && (by.platform.is_none() || submitter.platform == by.platform)
         })
     }
@@ -655,14 +697,15 @@ impl State {
         bytes.extend_from_slice(&record.fingerprint);
         bytes.extend_from_slice(&record.made);
         bytes.extend_from_slice(&record.last);
-        bytes.extend_from_slice(&record.until);
+        let [_, _, until @ ..] = record.until().ms().to_be_bytes();
+        bytes.extend_from_slice(&until);
         bytes.extend_from_slice(&record.subsidy_fen.to_be_bytes());
         bytes.extend_from_slice(&record.fund.to_be_bytes());
         bytes.extend_from_slice(&record.held.to_be_bytes());
         bytes.push(record.keys_len);
-        bytes.extend_from_slice(&[u8::from(record.return_restores), u8::from(record.has_trade_in)]);
-        bytes.extend_from_slice(record.status.name().as_bytes());
-        if let Some(submitter) = self.submitters.get(record.submitter as usize) {
+        bytes.extend_from_slice(&[u8::from(record.return_restores()), u8::from(record.has_trade_in())]);
+        bytes.extend_from_slice(record.status().name().as_bytes());
+        if let Some(submitter) = self.submitter_of(record) {
             bytes.extend_from_slice(submitter.retailer.as_str().as_bytes());
             bytes.extend_from_slice(submitter.platform.as_deref().unwrap_or_default().as_bytes());
         }
@@ -677,7 +720,7 @@ impl State {
             }
         }
         digest.index_is_whole &=
-            record.status != Status::Held || self.holds.contains(&(record.until(), claim));
+            record.status() != Status::Held || self.holds.contains(&(record.until(), claim));
         digest.context.update(&bytes);
     }
 }
@@ -903,16 +946,20 @@ impl State {
         }
     }
 
-    fn submitter_number(&mut self, submitter: Submitter) -> u32 {
-        let next = self.submitters.len() as u32;
-        match self.submitter_numbers.get(&submitter) {
-            Some(number) => *number,
-            None => {
-                self.submitters.push(submitter.clone());
-                self.submitter_numbers.insert(submitter, next);
-                next
-            }
+    /// The number of a submitter, a new one for a new one; `None` where there are too many.
+    fn submitter_number(&mut self, submitter: Submitter) -> Option<SubmitterNumber> {
+        if let Some(number) = self.submitter_numbers.get(&submitter) {
+            return Some(*number);
         }
+        let [0, next @ ..] = u32::try_from(self.submitters.len()).ok()?.to_be_bytes() else { return None };
+        self.submitters.push(submitter.clone());
+        self.submitter_numbers.insert(submitter, next);
+        Some(next)
+    }
+
+    fn submitter_of(&self, record: &ClaimRecord) -> Option<&Submitter> {
+        let [high, middle, low] = record.submitter;
+        self.submitters.get(u32::from_be_bytes([0, high, middle, low]) as usize)
     }
 }
 
@@ -1107,24 +1154,29 @@ impl Folding<'_> {
             fingerprint: [0; 8],
             made: pack(self.position),
             last: pack(self.position),
-            until: [0; 6],
-            keys_at: 0,
-            subsidy_fen: u32::try_from(made.subsidy.get()).map_err(|_| "the subsidy does not fit")?,
+            until_and_flags: [0; 6],
             submitter: self
                 .state
-                .submitter_number(Submitter { retailer: made.retailer, platform: made.platform.clone() }),
+                .submitter_number(Submitter { retailer: made.retailer, platform: made.platform.clone() })
+                .ok_or("there are too many retailers")?,
+            keys_at: 0,
+            subsidy_fen: u32::try_from(made.subsidy.get()).map_err(|_| "the subsidy does not fit")?,
             fund: fund.0,
             held: 0,
             keys_len: 0,
-            status: made.status,
-            return_restores: made.return_restores(),
-            has_trade_in: trade_in.is_some(),
         };
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        record.set(
+            0,
+            made.status as u64
+                | flag(made.return_restores(), RETURN_RESTORES)
+                | flag(trade_in.is_some(), HAS_TRADE_IN),
+        );
         for (byte, given) in record.fingerprint.iter_mut().zip(made.fingerprint.bytes()) {
             *byte = *given;
         }
         if let Some(until) = made.held_until {
-            record.set_until(until);
+            record.set_until(until)?;
             self.change(Change::Hold(fund, until, ix));
         }
         self.store_keys(&mut record, &keys)?;
@@ -1154,7 +1206,7 @@ impl Folding<'_> {
         let mut record = self.state.claim(ix).copied().ok_or("there is no such claim")?;
         ensure(record.made() == moved.made, "it names another first entry of the claim")?;
         ensure(record.last() == moved.prior, "it names another last entry of the claim")?;
-        ensure(record.status == moved.from, "it names another status of the claim")?;
+        ensure(record.status() == moved.from, "it names another status of the claim")?;
         let subsidy = record.subsidy();
         let money = match (moved.from, moved.to) {
             (Status::Held, Status::Redeemed) => (subsidy.negated(), subsidy),
@@ -1168,7 +1220,7 @@ impl Folding<'_> {
         ensure(moved.to == Status::Redeemed || moved.takes.is_empty(), "only a redemption binds a device")?;
         let dead = record.is_dead_hold(self.at);
         ensure(
-            dead == (moved.to == Status::Expired) || record.status != Status::Held,
+            dead == (moved.to == Status::Expired) || record.status() != Status::Held,
             "a hold expires in its time",
         )?;
         let fund = self.move_money(&moved.fund)?;
@@ -1185,7 +1237,7 @@ impl Folding<'_> {
             record.held &= !(1 << place);
         }
         let live = moved.to == Status::Redeemed;
-        let kept = if moved.to == Status::Returned && !record.return_restores { 1 << PERSON } else { 0 };
+        let kept = if moved.to == Status::Returned && !record.return_restores() { 1 << PERSON } else { 0 };
         ensure(live || record.held & !(1 << REQUEST) == kept, "an ended claim keeps keys")?;
         let had = usize::from(record.keys_len);
         if !moved.takes.is_empty() {
@@ -1201,11 +1253,10 @@ impl Folding<'_> {
             self.store_keys(&mut record, &keys)?;
             record.held = held | (record.held & !((1 << had) - 1));
         }
-        record.status = moved.to;
+        record.set_status(moved.to);
         record.last = pack(self.position);
-        record.until = [0; 6];
         if let Some(until) = moved.request_until {
-            record.set_until(until);
+            record.set_until(until)?;
             self.change(Change::Remember(until, Passing::Claim(ix.0)));
         }
         ensure(

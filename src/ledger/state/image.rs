@@ -15,10 +15,10 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use allocator_api2::alloc::System;
 use aws_lc_rs::digest;
-use hashbrown::HashTable;
 
-use super::{Change, ClaimIx, ClaimRecord, Fund, FundIx, Passing, REQUEST, Slot, State, place_of};
+use super::{Change, ClaimIx, ClaimRecord, Fund, FundIx, Passing, REQUEST, Slot, State, Table, place_of};
 use crate::claim::{ClaimId, FundId, Status, Submitter};
 use crate::identity::{RegionCode, Uscc};
 use crate::journal::Head;
@@ -32,13 +32,13 @@ use crate::time::{Day, Timestamp};
 const MAGIC: [u8; 8] = *b"SPOSIMG\n";
 /// How the bytes are arranged; the number rises with every change of it, and of how keys are spread over
 /// the index. There is nothing to carry over from an older one: the state is folded from the journal.
-const ARRANGEMENT: u32 = 1;
+const ARRANGEMENT: u32 = 2;
 /// Bytes of [`Header`].
 const HEADER_BYTES: usize = 84;
 /// Bytes of a claim without its keys.
-const RECORD_BYTES: usize = 54;
+const RECORD_BYTES: usize = 52;
 /// Where among them the number of its keys stands.
-const KEYS_LEN_AT: usize = 52;
+const KEYS_LEN_AT: usize = 51;
 const KEY_BYTES: usize = 16;
 /// Keys of one claim.
 const KEYS_MAX: u8 = 16;
@@ -278,28 +278,24 @@ fn put_record(record: &ClaimRecord, out: &mut Vec<u8>) {
         fingerprint,
         made,
         last,
-        until,
+        until_and_flags,
+        submitter,
         keys_at: _,
         subsidy_fen,
-        submitter,
         fund,
         held,
         keys_len,
-        status,
-        return_restores,
-        has_trade_in,
     } = record;
     out.extend_from_slice(id.bytes());
     out.extend_from_slice(fingerprint);
     out.extend_from_slice(made);
     out.extend_from_slice(last);
-    out.extend_from_slice(until);
+    out.extend_from_slice(until_and_flags);
+    out.extend_from_slice(submitter);
     out.extend_from_slice(&subsidy_fen.to_be_bytes());
-    out.extend_from_slice(&submitter.to_be_bytes());
     out.extend_from_slice(&fund.to_be_bytes());
     out.extend_from_slice(&held.to_be_bytes());
     out.push(*keys_len);
-    out.push((*status as u8) << 2 | u8::from(*return_restores) << 1 | u8::from(*has_trade_in));
 }
 
 // --- Reading ---
@@ -460,7 +456,7 @@ impl<R: Read + Send> Image<R> {
             return Err(ImageFault::Malformed("more keys are held than there are"));
         }
         for (table, count) in state.taken.iter_mut().zip(held) {
-            *table = HashTable::with_capacity(count as usize);
+            *table = Table::with_capacity_in(count as usize, System);
         }
         let digest = self.claims(&mut state)?;
         Ok((state, digest))
@@ -511,7 +507,8 @@ impl<R: Read + Send> Image<R> {
             Ok(Submitter { retailer, platform: has_platform.then(|| platform.into()) })
         })?;
         for submitter in submitters {
-            state.submitter_number(submitter);
+            let number = state.submitter_number(submitter);
+            number.ok_or(ImageFault::Malformed("it names too many retailers"))?;
         }
         let held = (0..limits::KEY_INDEX_SHARDS).map(|_| fields.u32()).collect::<Result<_, _>>()?;
         match fields.0 {
@@ -606,7 +603,7 @@ fn make_claims(
             let record = record(bytes, keys_at as u32)?;
             let ix = ClaimIx(state.claims.records.len as u32);
             state.claims.records.push(record);
-            match record.status {
+            match record.status() {
                 Status::Held => {
                     holds.push((record.until(), ix));
                     holds_by_fund.push((FundIx(record.fund), record.until(), ix));
@@ -643,26 +640,22 @@ fn make_claims(
 
 fn record(bytes: &[u8; RECORD_BYTES], keys_at: u32) -> Result<ClaimRecord, ImageFault> {
     let mut fields = Fields(bytes);
-    let mut record = ClaimRecord {
+    let record = ClaimRecord {
         id: ClaimId::from_bytes(fields.array()?),
         fingerprint: fields.array()?,
         made: fields.array()?,
         last: fields.array()?,
-        until: fields.array()?,
+        until_and_flags: fields.array()?,
+        submitter: fields.array()?,
         keys_at,
         subsidy_fen: fields.u32()?,
-        submitter: fields.u32()?,
         fund: fields.u16()?,
         held: fields.u16()?,
         keys_len: fields.u8()?,
-        status: Status::Held,
-        return_restores: false,
-        has_trade_in: false,
     };
-    let flags = fields.u8()?;
-    let status = Status::ALL.get(usize::from(flags >> 2));
-    record.status = *status.ok_or(ImageFault::Malformed("a claim has no known status"))?;
-    (record.return_restores, record.has_trade_in) = (flags & 2 != 0, flags & 1 != 0);
+    if !record.has_known_status() {
+        return Err(ImageFault::Malformed("a claim has no known status"));
+    }
     if record.keys_len > KEYS_MAX || u32::from(record.held) >> record.keys_len != 0 {
         return Err(ImageFault::Malformed("a claim has too many keys"));
     }
@@ -670,7 +663,7 @@ fn record(bytes: &[u8; RECORD_BYTES], keys_at: u32) -> Result<ClaimRecord, Image
 }
 
 /// Fills a part of the index with the keys that come.
-fn index(tables: &mut [HashTable<Slot>], placed: &Receiver<Vec<Placed>>) -> Result<(), ImageFault> {
+fn index(tables: &mut [Table], placed: &Receiver<Vec<Placed>>) -> Result<(), ImageFault> {
     for Placed { hash, slot, shard } in placed.iter().flatten() {
         match tables.get_mut(usize::from(shard)) {
             // There is room, so nothing is hashed again.
