@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::support::identifiers::fresh_uscc;
+use crate::support::programmes::{add_smart_rings, change, copy};
 use crate::support::service::{command, said};
 use crate::support::{Options, Service};
 
@@ -60,6 +61,54 @@ fn a_service_with_a_configuration_and_keys_serves_without_dev() {
     till.claimed(&service.sale().category("smart_bionic"));
     let notes = &service.nobody().get("/readyz").must_be(200)["notes"];
     assert!(notes.to_string().contains("single copy"), "operators are told of a single copy: {notes}");
+    assert!(service.stop().success());
+    service.must_verify();
+}
+
+#[test]
+fn programmes_apply_once_they_are_activated_by_command() {
+    let (keys, key_directory) = keys();
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    let programmes = copy(&directory.path().join("programmes"));
+    let text = settings(&key_directory, &data);
+    let text = format!("{text}[programmes]\ndir = \"{}\"\n", programmes.display());
+    let config = written(directory.path(), &text);
+    let options = Options {
+        dev: false,
+        clock: None,
+        config: Some(config.clone()),
+        data: Some(data),
+        ..Options::default()
+    };
+    let mut service = Service::start_with(options);
+    let subject = fresh_uscc();
+    let token = keys.token("retailer", &subject, &[]);
+    let knows_rings = |service: &Service| {
+        let told = service.nobody().bearing(&subject, &token).get("/v1/programmes").must_be(200);
+        told.to_string().contains("smart_ring")
+    };
+    let activate = || command(&["activate", "--config", config.to_str().unwrap()]);
+    let beside = activate();
+    assert!(!beside.status.success() && said(&beside).contains("another process"), "{}", said(&beside));
+    assert!(service.stop().success());
+
+    let file = programmes.join("zj-ai-25.toml");
+    add_smart_rings(&programmes);
+    change(&file, "\nversion = 2\n", "\nversion = 1\n");
+    let refused = activate();
+    assert!(
+        !refused.status.success() && said(&refused).contains("its version is still 1"),
+        "{}",
+        said(&refused)
+    );
+    change(&file, "\nversion = 1\n", "\nversion = 2\n");
+    let Err(exit) = service.try_start_again() else { panic!("it started on files that do not apply") };
+    assert!(exit.output.contains("`subsidy-pos activate` makes them apply"), "{}", exit.output);
+    let done = activate();
+    assert!(done.status.success() && said(&done).contains("the programmes are activated"), "{}", said(&done));
+    service.start_again();
+    assert!(knows_rings(&service));
     assert!(service.stop().success());
     service.must_verify();
 }

@@ -9,7 +9,8 @@ use crate::support::postgres::{Database, Postgres, Stop, psql};
 use crate::support::proxy::Proxy;
 use crate::support::service::{PROGRAM, command, said};
 use crate::support::{
-    Answer, Caller, Options, Sale, Service, at_once, eventually, fen, fresh_key, journal, json,
+    Answer, Caller, Options, Sale, Service, Stop as StopAskers, at_once, eventually, fen, fresh_key, journal,
+    json,
 };
 
 /// Two processes on one journal.
@@ -533,6 +534,66 @@ fn a_standby_can_be_verified_but_not_served_from() {
     assert!(verified.contains("the journal verifies"), "{verified}");
     let output = refused(&there);
     assert!(output.contains("PostgreSQL cannot be reached"), "{output}");
+}
+
+#[test]
+fn a_database_that_is_made_unsafe_is_not_written_to_after_the_next_connection() {
+    let database = Postgres::start().database();
+    let service = Service::start_with(Options::default().in_database(&database));
+    let till = service.retailer();
+    till.claimed(&service.sale());
+    let set = |what: &str| {
+        database.execute(&format!("ALTER DATABASE {} {what}", database.name));
+        database.terminate_backends();
+    };
+    set("SET synchronous_commit = off");
+    eventually("it decides nothing", Duration::from_secs(10), || {
+        let answer = till.claim(&service.sale());
+        (answer.code() == "ledger-unavailable").then_some(())
+    });
+    let before = database.execute("SELECT max(position) FROM journal");
+    till.claim(&service.sale()).must_refuse("ledger-unavailable");
+    assert_eq!(database.execute("SELECT max(position) FROM journal"), before);
+    eventually("the log says why", Duration::from_secs(10), || {
+        service.log().contains("PostgreSQL has synchronous_commit = off").then_some(())
+    });
+    set("RESET synchronous_commit");
+    eventually("it decides again", Duration::from_secs(10), || {
+        (till.claim(&service.sale()).status == 201).then_some(())
+    });
+}
+
+#[test]
+fn however_much_is_asked_a_process_has_about_ten_connections() {
+    const MOST: usize = 10;
+    let database = Database::new();
+    let service = Service::start_with(Options::default().in_database(&database));
+    let (till, regulator) = (service.retailer(), service.regulator());
+    let stopping = AtomicBool::new(false);
+    let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{}'", database.name);
+    let most = std::thread::scope(|scope| {
+        let _stop = StopAskers(&stopping);
+        for asker in 0..48 {
+            let (till, regulator, service, stopping) = (&till, &regulator, &service, &stopping);
+            scope.spawn(move || {
+                while !stopping.load(Ordering::Relaxed) {
+                    let claim = till.claimed(&service.sale());
+                    match asker % 4 {
+                        0 => drop(till.get("/v1/claims?status=redeemed")),
+                        1 => drop(regulator.get("/v1/totals?group_by=category")),
+                        2 => drop(regulator.get("/v1/journal?after=0")),
+                        _ => drop(till.look_at(&claim)),
+                    }
+                }
+            });
+        }
+        let counts = (0..40).map(|_| {
+            std::thread::sleep(Duration::from_millis(50));
+            database.server.execute("postgres", &sql).parse::<usize>().unwrap()
+        });
+        counts.max().unwrap()
+    });
+    assert!((3..=MOST).contains(&most), "{most} connections");
 }
 
 // --- Bad input at start ---

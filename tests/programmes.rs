@@ -1,32 +1,8 @@
 //! The law as dated data.
 
-use std::path::{Path, PathBuf};
-
+use crate::support::programmes::{change, copy};
 use crate::support::service::{command, said};
 use crate::support::{Options, Service, Value, json};
-
-fn shipped() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("config/programmes")
-}
-
-/// A copy of the shipped programme files that a test may change.
-fn copy(to: &Path) -> PathBuf {
-    let directory = to.join("programmes");
-    std::fs::create_dir_all(&directory).unwrap();
-    for entry in std::fs::read_dir(shipped()).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "toml") {
-            std::fs::copy(&path, directory.join(path.file_name().unwrap())).unwrap();
-        }
-    }
-    directory
-}
-
-fn change(file: &Path, from: &str, to: &str) {
-    let text = std::fs::read_to_string(file).unwrap();
-    assert!(text.contains(from), "{from} in {text}");
-    std::fs::write(file, text.replacen(from, to, 1)).unwrap();
-}
 
 /// Every rule of a programme names its clause and its basis.
 fn sourced(value: &Value) -> usize {
@@ -80,7 +56,7 @@ fn the_programmes_in_force_are_shown_each_number_with_its_source() {
 #[test]
 fn a_category_and_a_programme_are_added_by_files_alone() {
     let directory = tempfile::tempdir().unwrap();
-    let programmes = copy(directory.path());
+    let programmes = copy(&directory.path().join("programmes"));
     let file = programmes.join("zj-ai-25.toml");
     change(&file, "version = 1", "version = 2");
     let category = "\n[[category]]\nid = \"smart_toy\"\nzh = \"智能玩具\"\nen = \"smart toy\"\nclause = \"measure 25: and the like\"\nbasis = \"choice\"\n";
@@ -103,7 +79,7 @@ fn a_category_and_a_programme_are_added_by_files_alone() {
 #[test]
 fn a_claim_keeps_the_rules_it_was_made_under() {
     let directory = tempfile::tempdir().unwrap();
-    let programmes = copy(directory.path());
+    let programmes = copy(&directory.path().join("programmes"));
     let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
     let mut service = Service::start_with(options);
     let till = service.retailer();
@@ -123,7 +99,7 @@ fn a_claim_keeps_the_rules_it_was_made_under() {
 #[test]
 fn a_hold_longer_than_is_allowed_by_now_still_replays() {
     let directory = tempfile::tempdir().unwrap();
-    let programmes = copy(directory.path());
+    let programmes = copy(&directory.path().join("programmes"));
     let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
     let mut service = Service::start_with(options);
     let till = service.retailer();
@@ -157,7 +133,7 @@ fn a_hold_longer_than_is_allowed_by_now_still_replays() {
 #[test]
 fn a_programme_that_money_was_set_aside_for_cannot_be_left_out_or_rewritten() {
     let directory = tempfile::tempdir().unwrap();
-    let programmes = copy(directory.path());
+    let programmes = copy(&directory.path().join("programmes"));
     let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
     let mut service = Service::start_with(options);
     let till = service.retailer();
@@ -201,7 +177,7 @@ fn a_malformed_programme_file_stops_the_start_with_its_place() {
         ("\"2027-12-31\"", "\"2027-12-32\""),
     ] {
         let directory = tempfile::tempdir().unwrap();
-        let programmes = copy(directory.path());
+        let programmes = copy(&directory.path().join("programmes"));
         change(&programmes.join("zj-ai-25.toml"), from, to);
         let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
         let Err(exit) = Service::try_start(options) else { panic!("it started with {to}") };
@@ -219,7 +195,7 @@ fn a_malformed_programme_file_stops_the_start_with_its_place() {
 #[test]
 fn one_programme_id_in_two_files_stops_the_start() {
     let directory = tempfile::tempdir().unwrap();
-    let programmes = copy(directory.path());
+    let programmes = copy(&directory.path().join("programmes"));
     std::fs::copy(programmes.join("zj-ai-25.toml"), programmes.join("again.toml")).unwrap();
     let options = Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes.to_str().unwrap());
     let Err(exit) = Service::try_start(options) else { panic!("it started") };

@@ -2,7 +2,7 @@
 //! processes that differ from their journal and say so.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, RwLock};
 use std::time::Duration;
@@ -12,8 +12,8 @@ use subsidy_pos::secrets::hex;
 use tempfile::TempDir;
 
 use crate::support::postgres::Database;
-use crate::support::service::files_below;
-use crate::support::{Answer, Caller, Options, Sale, Service, Value, eventually, fresh_key};
+use crate::support::service::{command, said};
+use crate::support::{Answer, Caller, Options, Sale, Service, Value, eventually, fresh_key, programmes};
 
 /// A journal of its own for the processes of a test.
 struct Place {
@@ -211,37 +211,14 @@ fn a_process_whose_clock_differs_from_postgresqls_is_unready_until_it_agrees() {
     service.retailer().claimed(&service.sale());
 }
 
-/// The shipped programme files, in a directory of their own.
-fn programmes(place: &Place, name: &str) -> PathBuf {
-    let directory = place.directory.path().join(name);
-    std::fs::create_dir(&directory).unwrap();
-    for file in files_below(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/config/programmes"))) {
-        if file.parent().unwrap().ends_with("programmes")
-            && file.extension().is_some_and(|kind| kind == "toml")
-        {
-            std::fs::copy(&file, directory.join(file.file_name().unwrap())).unwrap();
-        }
-    }
-    directory
-}
-
-/// Adds a category to measure 25.
-fn add_smart_rings(directory: &Path) {
-    let file = directory.join("zj-ai-25.toml");
-    let text = std::fs::read_to_string(&file).unwrap();
-    let text = text.replacen("\nversion = 1\n", "\nversion = 2\n", 1);
-    let category = "\n[[category]]\nid = \"smart_ring\"\nzh = \"智能戒指\"\nen = \"smart ring\"\n\
-                    clause = \"measure 25, whose list is open\"\nbasis = \"choice\"\n";
-    std::fs::write(&file, text + category).unwrap();
-}
-
 #[test]
 fn a_process_whose_programmes_are_not_those_activated_is_unready_until_its_files_are() {
     let place = Place::new();
     let start = |directory: &Path| {
         Service::start_with(place.options().env("SUBSIDY_POS__PROGRAMMES__DIR", directory.to_str().unwrap()))
     };
-    let directories = ["late", "early", "new"].map(|name| programmes(&place, name));
+    let directories =
+        ["late", "early", "new"].map(|name| programmes::copy(&place.directory.path().join(name)));
     let [late, early] = [0, 1].map(|index| start(&directories[index]));
     let subject = late.retailer().subject;
     let ring = |service: &Service| {
@@ -249,10 +226,10 @@ fn a_process_whose_programmes_are_not_those_activated_is_unready_until_its_files
         service.caller("retailer", &subject, &[]).claim(&sale)
     };
     // Files that lie ready are of no account before they are activated.
-    add_smart_rings(&directories[1]);
+    programmes::add_smart_rings(&directories[1]);
     ring(&early).must_refuse("category-not-eligible");
     until_ready(&early);
-    add_smart_rings(&directories[2]);
+    programmes::add_smart_rings(&directories[2]);
     let new = start(&directories[2]);
     ring(&new).must_be(201);
     let told = until_unready(&late, "programme files");
@@ -261,8 +238,49 @@ fn a_process_whose_programmes_are_not_those_activated_is_unready_until_its_files
     until_ready(&new);
     until_ready(&early);
     ring(&early).must_be(201);
-    add_smart_rings(&directories[0]);
+    programmes::add_smart_rings(&directories[0]);
     until_ready(&late);
+}
+
+#[test]
+fn programmes_are_activated_by_command_while_processes_run() {
+    let place = Place::new();
+    let directories = ["one", "two"].map(|name| programmes::copy(&place.directory.path().join(name)));
+    let services = [0, 1].map(|index| {
+        let options = Options { clock: None, ..place.options() };
+        let directory = directories[index].to_str().unwrap();
+        Service::start_with(options.env("SUBSIDY_POS__PROGRAMMES__DIR", directory))
+    });
+    let knows_rings = |service: &Service| {
+        service.retailer().get("/v1/programmes").must_be(200).to_string().contains("smart_ring")
+    };
+    directories.iter().for_each(|directory| programmes::add_smart_rings(directory));
+    assert!(!services.iter().any(knows_rings), "files that lie ready are of no account");
+    let config = place.directory.path().join("config.toml");
+    let text = r#"
+        [ledger]
+        url = "URL"
+        [auth]
+        jwks_file = "DATA/dev-jwks.json"
+        issuer = "subsidy-pos-dev"
+        [privacy]
+        hash_keys = [{ id = "k1", file = "DATA/dev-hash.key", use = "write" }]
+        [journal]
+        signing_key_file = "DATA/dev-head.pem"
+        [programmes]
+        dir = "FILES"
+    "#;
+    let text = text
+        .replace("URL", &place.database.url())
+        .replace("DATA", services[0].data().to_str().unwrap())
+        .replace("FILES", directories[0].to_str().unwrap());
+    std::fs::write(&config, text).unwrap();
+    let done = command(&["activate", "--config", config.to_str().unwrap()]);
+    assert!(done.status.success() && said(&done).contains("the programmes are activated"), "{}", said(&done));
+    for service in &services {
+        eventually("it goes by them", Duration::from_secs(10), || knows_rings(service).then_some(()));
+        until_ready(service);
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use subsidy_pos::shield::local::Local;
 use subsidy_pos::shield::redis::{Redis, Settings, StartError};
 use subsidy_pos::shield::{Admission, Limit, Mark, Marked, RateKey, Shield};
 
-use crate::support::redis::{NONSENSE, Server, free_port};
+use crate::support::redis::{Cluster, NONSENSE, Server, free_port};
 
 /// How long an answer of Redis is waited for here: longer than in a shop, as tests share their machine.
 const TIMEOUT: Duration = Duration::from_millis(100);
@@ -443,38 +443,9 @@ async fn a_lost_redis_makes_no_twins() {
 
 // --- A cluster ---
 
-/// Three masters that share the slots.
-struct Cluster(Vec<Server>);
-
 impl Cluster {
-    fn start() -> Self {
-        let buses: Vec<_> = (0..3).map(|_| free_port()).collect();
-        let nodes: Vec<_> = buses
-            .iter()
-            .map(|bus| {
-                let bus = bus.to_string();
-                let options = ["--cluster-enabled", "yes", "--cluster-port", &bus];
-                let more = ["--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no"];
-                Server::with(None, &[options, more].concat())
-            })
-            .collect();
-        for ((node, slots), (first, bus)) in
-            nodes.iter().zip(["0 5460", "5461 10922", "10923 16383"]).zip([(&nodes[0], buses[0]); 3])
-        {
-            assert_eq!(node.say(&format!("CLUSTER ADDSLOTSRANGE {slots}")), "+OK");
-            assert_eq!(node.say(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", first.port)), "+OK");
-        }
-        let knows_all = |node: &Server| {
-            let info: String = redis::cmd("CLUSTER").arg("INFO").query(&mut node.client()).unwrap();
-            info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384")
-        };
-        eventually(Duration::from_secs(20), || nodes.iter().all(knows_all));
-        Self(nodes)
-    }
-
     fn shield(&self, limit: Limit) -> Redis {
-        let urls: Vec<_> = self.0.iter().map(Server::url).collect();
-        shield(&urls, limit).unwrap()
+        shield(&self.urls(), limit).unwrap()
     }
 }
 
@@ -482,7 +453,7 @@ impl Cluster {
 async fn the_shield_in_a_cluster_keeps_the_contract_and_uses_every_master() {
     let cluster = Cluster::start();
     keeps_the_contract(|limit| {
-        for node in &cluster.0 {
+        for node in &cluster.nodes {
             node.say("FLUSHALL");
         }
         Box::new(cluster.shield(limit))
@@ -492,7 +463,7 @@ async fn the_shield_in_a_cluster_keeps_the_contract_and_uses_every_master() {
     let names: Vec<_> = (0..300).map(|number| format!("platform {number}")).collect();
     let admissions = names.iter().map(|name| shields[0].admit(RateKey::Platform(name), 50));
     assert!(futures_util::future::join_all(admissions).await.iter().all(|admission| admission.allowed));
-    for node in &cluster.0 {
+    for node in &cluster.nodes {
         assert!(node.keys().len() > 50, "{} keys", node.keys().len());
     }
     requests_to_all(&shields, &[3, 7, 20], Duration::from_secs(1)).await;
@@ -507,7 +478,7 @@ async fn the_shield_in_a_cluster_keeps_the_contract_and_uses_every_master() {
 async fn one_node_of_a_cluster_alone_is_refused_or_serves_its_own_slots_only() {
     let cluster = Cluster::start();
     let refused =
-        cluster.0.iter().filter_map(|node| shield(&[node.url()], limit(1, 1)).err()).collect::<Vec<_>>();
+        cluster.nodes.iter().filter_map(|node| shield(&[node.url()], limit(1, 1)).err()).collect::<Vec<_>>();
     assert_eq!(refused.len(), 2, "the place of exchange is on one of three");
     assert!(refused.iter().all(|error| error.to_string().contains("node of a cluster")), "{refused:?}");
 }
@@ -517,7 +488,7 @@ async fn a_cluster_goes_on_without_a_master_and_with_it_again() {
     let cluster = Cluster::start();
     let shields = [(); 2].map(|()| cluster.shield(limit(1000, 1000)));
     let names: Vec<_> = (0..60).map(|number| format!("platform {number}")).collect();
-    for lost in &cluster.0 {
+    for lost in &cluster.nodes {
         lost.signal("-STOP");
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(2) || !shields.iter().all(Shield::is_degraded) {

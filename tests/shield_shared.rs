@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::support::postgres::Database;
-use crate::support::redis::{NONSENSE, Server};
+use crate::support::redis::{Cluster, NONSENSE, Server};
 use crate::support::trace::Tracer;
 use crate::support::{Answer, Caller, Options, Sale, Service, eventually, fresh_key, json};
 
-/// Redis and the services on it.
-struct Shared {
-    redis: Server,
+/// Services, and the Redis they share.
+struct Shared<R = Server> {
+    redis: R,
     services: Vec<Service>,
     _directory: TempDir,
 }
@@ -22,12 +22,19 @@ impl Shared {
     /// This many services whose retailers may send `per_second` requests, and as many at once.
     fn start(count: usize, per_second: u32) -> Self {
         let redis = Server::start();
+        let url = redis.url();
+        Self::on(redis, &url, count, per_second)
+    }
+}
+
+impl<R> Shared<R> {
+    fn on(redis: R, url: &str, count: usize, per_second: u32) -> Self {
         let directory = TempDir::with_prefix("subsidy-pos-").unwrap();
         let data = |number: usize| directory.path().join(format!("data-{number}"));
         let options = |number: usize| {
             let rate = per_second.to_string();
             Options::on(&data(number))
-                .env("SUBSIDY_POS__SHIELD__URL", &redis.url())
+                .env("SUBSIDY_POS__SHIELD__URL", url)
                 .env("SUBSIDY_POS__SHIELD__RETAILER_PER_SECOND", &rate)
                 .env("SUBSIDY_POS__SHIELD__RETAILER_BURST", &rate)
         };
@@ -177,7 +184,7 @@ fn what_a_killed_process_had_in_flight_stands_in_the_way_for_two_seconds_at_most
 // --- Whatever Redis does ---
 
 /// Sells at all services while `fault` goes on, and hands back how long each sale took.
-fn sell_during(shared: &Shared, fault: impl FnOnce()) -> Vec<Duration> {
+fn sell_during<R>(shared: &Shared<R>, fault: impl FnOnce()) -> Vec<Duration> {
     let (tills, stopped) = (shared.tills(), AtomicBool::new(false));
     let now = shared.services[0].now();
     std::thread::scope(|scope| {
@@ -273,6 +280,53 @@ fn sales_go_on_while_redis_is_filled_with_nonsense_under_the_services_own_keys()
     });
     must_be_quick(took);
     shared.until_degraded(false);
+}
+
+// --- On a cluster ---
+
+fn on_a_cluster(count: usize, per_second: u32) -> Shared<Cluster> {
+    let cluster = Cluster::start();
+    let urls = cluster.urls().join(",");
+    Shared::on(cluster, &urls, count, per_second)
+}
+
+#[test]
+fn twins_and_limits_are_shared_over_a_cluster_of_three_masters() {
+    let shared = on_a_cluster(3, 100);
+    shared.until_degraded(false);
+    let tills = shared.tills();
+    let allowed = |span| ask_all(&tills, Duration::from_secs(span)).iter().sum::<u32>();
+    let burst = allowed(1);
+    assert!((150..=215).contains(&burst), "{burst} in the first second");
+    let lasting = allowed(5);
+    assert!((470..=530).contains(&lasting), "{lasting} in five seconds of 100");
+    let tracer = slow_disk(&shared.services[0], 1500);
+    // Wherever in the cluster its mark comes to lie.
+    for _ in 0..4 {
+        let (key, sale) = (fresh_key(), shared.services[0].sale());
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| tills[0].claim_under(&key, &sale));
+            std::thread::sleep(Duration::from_millis(400));
+            tills[1].claim_under(&key, &sale).must_refuse("request-in-progress");
+            first.join().unwrap().must_be(201);
+        });
+    }
+    drop(tracer);
+}
+
+#[test]
+fn sales_go_on_while_a_master_of_a_cluster_stands_still() {
+    let shared = on_a_cluster(2, 50_000);
+    shared.until_degraded(false);
+    for master in &shared.redis.nodes {
+        let took = sell_during(&shared, || {
+            master.signal("-STOP");
+            std::thread::sleep(Duration::from_secs(2));
+            master.signal("-CONT");
+        });
+        must_be_quick(took);
+        shared.until_degraded(false);
+    }
 }
 
 // --- One limit for all ---

@@ -45,7 +45,7 @@ struct Sent {
     key: String,
     sale: Sale,
     settled: Option<Answer>,
-    /// Whether it was returned or cancelled later, as far as that was answered.
+    /// What became of it later, as far as that was answered.
     ended: Option<&'static str>,
 }
 
@@ -59,7 +59,7 @@ struct Scene {
 enum Kind {
     /// One request, perhaps sent to several processes at once.
     Alone,
-    /// Several requests for one device: one may have it.
+    /// Several requests for one device, perhaps in one batch: one may have it.
     OneDevice,
     /// Several requests for one person: one may have it.
     OnePerson,
@@ -236,31 +236,32 @@ impl<'f> Run<'f> {
             self.scenes.iter().flat_map(|scene| &scene.sent).filter(|sent| sent.is_made()).collect();
         assert_eq!(fold.claims.len(), made.len(), "{what}: claims in the journal and acknowledged");
         let (mut devices, mut persons) = (BTreeSet::new(), BTreeSet::new());
+        let (mut held, mut redeemed) = (0, 0);
         for sent in &made {
             let claim = sent.settled.as_ref().expect("it is made").json();
             let told = &fold.claims[id_of(&claim)];
             assert_eq!(told.made["sale"]["order_no"], sent.sale.body["order_no"], "{what}: {claim}");
-            match sent.ended {
-                Some(status) => assert_eq!(told.status, status, "{what}: {claim}"),
-                None => {
-                    assert_eq!(told.status, "redeemed", "{what}: {claim}");
-                    assert!(
-                        devices.insert(sent.sale.text("/device/sn").to_owned()),
-                        "{what}: a device twice"
-                    );
-                    let person = sent.sale.text("/consumer/id_number").to_owned();
-                    assert!(persons.insert(person), "{what}: a person twice");
-                }
+            let status = sent.ended.or(claim["status"].as_str()).expect("a status");
+            assert_eq!(told.status, status, "{what}: {claim}");
+            match status {
+                "held" => held += 60_000,
+                "redeemed" => redeemed += 60_000,
+                _ => continue,
             }
+            assert!(devices.insert(sent.sale.text("/device/sn").to_owned()), "{what}: a device twice");
+            assert!(
+                persons.insert(sent.sale.text("/consumer/id_number").to_owned()),
+                "{what}: a person twice"
+            );
         }
         // The money, to the fen.
-        let redeemed: i64 = i64::try_from(devices.len()).expect("few") * 60_000;
         let money = fold.funds[&fleet.fund];
-        assert_eq!((money.held, money.redeemed), (0, redeemed), "{what}: the fund");
+        assert_eq!((money.held, money.redeemed), (held, redeemed), "{what}: the fund");
         for regulator in &fleet.regulators {
             let fund = regulator.fund(&fleet.fund);
+            assert_eq!(super::fen(&fund["held"]), held, "{what}: {fund}");
             assert_eq!(super::fen(&fund["redeemed"]), redeemed, "{what}: {fund}");
-            assert_eq!(super::fen(&fund["remaining"]), money.budget - redeemed, "{what}: {fund}");
+            assert_eq!(super::fen(&fund["remaining"]), money.budget - held - redeemed, "{what}: {fund}");
         }
         // The chain.
         let verified = command(&["verify", "--database-url", &fleet.database.url()]);
@@ -342,7 +343,7 @@ impl Till<'_> {
     fn play(&mut self) -> Scene {
         let sale = Sale::at(self.now);
         let another = |change: &dyn Fn(Sale) -> Sale| Sent::new(change(sale.another()));
-        match self.random.below(10) {
+        match self.random.below(13) {
             0..3 => {
                 let mut sent = [Sent::new(sale)];
                 self.send_at_once(&mut sent, 1);
@@ -369,45 +370,114 @@ impl Till<'_> {
                 self.send_at_once(&mut sent, 1);
                 Scene { sent, kind: Kind::OnePerson }
             }
-            _ => self.sell_and_take_back(sale),
+            9 => self.sell_and_take_back(sale),
+            10..12 => self.hold_and_go_on(sale.held_with_device()),
+            _ => self.send_a_batch(sale),
         }
     }
 
     /// What is acknowledged by one process is known to another in the next request.
     fn sell_and_take_back(&mut self, sale: Sale) -> Scene {
         let mut sent = Sent::new(sale);
-        let (here, there) = (self.random.pick(self.fleet.tills()), self.random.pick(self.fleet.tills()));
-        if let Some(answer) = self.answer(here.try_post_under(&sent.key, "/v1/claims", &sent.sale.body)) {
-            sent.settle(answer);
-        }
-        if let Some(claim) = sent.settled.as_ref().map(Answer::json) {
+        if let Some(claim) = self.make(&mut sent) {
             let path = format!("/v1/claims/{}", id_of(&claim));
-            if let Some(read) = self.answer(there.try_send("GET", &path, &[], None))
-                && read.status != 503
-            {
-                assert_eq!(read.must_be(200), claim, "what one process made another knows");
-            }
             let (body, path, status) = if self.random.chance(50) {
                 let body = json!({"reason": "unwanted", "returned_at": claim["sold_at"]});
                 (body, format!("{path}/return"), "returned")
             } else {
                 (json!({"idempotency_key": sent.key}), "/v1/claims/cancel".to_owned(), "cancelled")
             };
-            // Asked for until it is known to be done, at any process.
-            eventually("it is taken back", fault_span() + Duration::from_secs(30), || {
-                let till = self.random.pick(self.fleet.tills());
-                let headers = [("content-type", "application/json")];
-                let body = body.to_string();
-                let answer = till.try_send("POST", &path, &headers, Some(body.as_bytes()));
-                let answer = self.answer(answer).filter(|answer| answer.status != 503)?;
-                let done = answer.must_be(200);
-                let claim = if status == "cancelled" { &done["claim"] } else { &done };
-                assert_eq!(claim["status"], status, "{done}");
-                Some(())
-            });
-            sent.ended = Some(status);
+            self.move_on(&mut sent, &path, &body, status);
         }
         Scene { sent: vec![sent], kind: Kind::Alone }
+    }
+
+    /// A hold is redeemed, given back, or left as it is.
+    fn hold_and_go_on(&mut self, sale: Sale) -> Scene {
+        let mut sent = Sent::new(sale);
+        if let Some(claim) = self.make(&mut sent) {
+            let path = format!("/v1/claims/{}", id_of(&claim));
+            match self.random.below(3) {
+                0 => self.move_on(&mut sent, &format!("{path}/redeem"), &json!({}), "redeemed"),
+                1 => self.move_on(&mut sent, &format!("{path}/release"), &json!({}), "released"),
+                _ => {}
+            }
+        }
+        Scene { sent: vec![sent], kind: Kind::Alone }
+    }
+
+    /// Makes a claim at one process and reads it at another; the claim, if that was answered.
+    fn make(&mut self, sent: &mut Sent) -> Option<Value> {
+        let (here, there) = (self.random.pick(self.fleet.tills()), self.random.pick(self.fleet.tills()));
+        if let Some(answer) = self.answer(here.try_post_under(&sent.key, "/v1/claims", &sent.sale.body)) {
+            sent.settle(answer);
+        }
+        let claim = sent.settled.as_ref().map(Answer::json)?;
+        let path = format!("/v1/claims/{}", id_of(&claim));
+        if let Some(read) = self.answer(there.try_send("GET", &path, &[], None))
+            && read.status != 503
+        {
+            assert_eq!(read.must_be(200), claim, "what one process made another knows");
+        }
+        Some(claim)
+    }
+
+    /// Asks for a claim to become `status`, at any process, until it is known to be.
+    fn move_on(&mut self, sent: &mut Sent, path: &str, body: &Value, status: &'static str) {
+        let body = body.to_string();
+        eventually("it is moved on", fault_span() + Duration::from_secs(30), || {
+            let till = self.random.pick(self.fleet.tills());
+            let headers = [("content-type", "application/json")];
+            let answer = till.try_send("POST", path, &headers, Some(body.as_bytes()));
+            let answer = self.answer(answer).filter(|answer| answer.status != 503)?;
+            let done = answer.must_be(200);
+            let claim = if status == "cancelled" { &done["claim"] } else { &done };
+            assert_eq!(claim["status"], status, "{done}");
+            Some(())
+        });
+        sent.ended = Some(status);
+    }
+
+    /// Three rivals for one device in one request, the first of them at another process too.
+    fn send_a_batch(&mut self, sale: Sale) -> Scene {
+        let device = sale.body["device"].clone();
+        let rival = || Sent::new(sale.another().with("/device", device.clone()));
+        let mut sent = vec![Sent::new(sale.clone()), rival(), rival()];
+        let items: Vec<_> =
+            sent.iter().map(|sent| json!({"idempotency_key": sent.key, "claim": sent.sale.body})).collect();
+        let body = json!({"items": items}).to_string();
+        let (here, there) = (self.random.pick(self.fleet.tills()), self.random.pick(self.fleet.tills()));
+        let (batch, alone) = std::thread::scope(|scope| {
+            let headers = [("content-type", "application/json")];
+            let batch = scope
+                .spawn(move || here.try_send("POST", "/v1/claims/batch", &headers, Some(body.as_bytes())));
+            let alone = there.try_post_under(&sent[0].key, "/v1/claims", &sent[0].sale.body);
+            (batch.join().expect("a request"), alone)
+        });
+        if let Some(answer) = self.answer(alone) {
+            sent[0].settle(answer);
+        }
+        if let Some(answer) = self.answer(batch).filter(|answer| answer.status != 503) {
+            let results = answer.must_be(200);
+            for (sent, result) in sent.iter_mut().zip(results["results"].as_array().expect("results")) {
+                if let Some(answer) = self.item(result) {
+                    sent.settle(answer);
+                }
+            }
+        }
+        self.come_again(&mut sent);
+        Scene { sent, kind: Kind::OneDevice }
+    }
+
+    /// What an item of a batch would have been answered alone, if that is final.
+    fn item(&self, result: &Value) -> Option<Answer> {
+        let status = u16::try_from(result["status"].as_u64().expect("a status")).expect("a status");
+        assert!(status < 500 || self.may == May::Interrupt, "only Redis suffers: {result}");
+        let body = if status == 201 { &result["claim"] } else { &result["problem"] };
+        if status == 503 || body["code"] == "request-in-progress" {
+            return None;
+        }
+        Some(Answer { status, headers: Vec::new(), body: body.to_string().into_bytes() })
     }
 
     /// Sends everything at once, each request to `copies` processes.
@@ -436,7 +506,12 @@ impl Till<'_> {
                 sent[index].settle(answer);
             }
         }
-        // A twin that was told to come again comes again where nothing else may happen to it.
+        self.come_again(sent);
+    }
+
+    /// A twin that was told to come again comes again where nothing else may happen to it.
+    fn come_again(&mut self, sent: &mut [Sent]) {
+        let tills = self.fleet.tills();
         if self.may == May::Nothing {
             for sent in sent.iter_mut().filter(|sent| sent.settled.is_none()) {
                 for _ in 0..3 {

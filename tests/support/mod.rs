@@ -7,6 +7,7 @@ pub mod fleet;
 pub mod identifiers;
 pub mod journal;
 pub mod postgres;
+pub mod programmes;
 pub mod proxy;
 pub mod random;
 pub mod redis;

@@ -145,6 +145,48 @@ impl Drop for Server {
     }
 }
 
+/// Three masters that share the slots.
+pub struct Cluster {
+    /// The masters.
+    pub nodes: Vec<Server>,
+}
+
+impl Cluster {
+    /// A cluster whose masters know each other.
+    pub fn start() -> Self {
+        let buses: Vec<_> = (0..3).map(|_| free_port()).collect();
+        let nodes: Vec<_> = buses
+            .iter()
+            .map(|bus| {
+                let bus = bus.to_string();
+                let options = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+                let more = ["--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no"];
+                Server::with(None, &[options, more].concat())
+            })
+            .collect();
+        for ((node, slots), (first, bus)) in
+            nodes.iter().zip(["0 5460", "5461 10922", "10923 16383"]).zip([(&nodes[0], buses[0]); 3])
+        {
+            assert_eq!(node.say(&format!("CLUSTER ADDSLOTSRANGE {slots}")), "+OK");
+            assert_eq!(node.say(&format!("CLUSTER MEET 127.0.0.1 {} {bus}", first.port)), "+OK");
+        }
+        eventually("the masters know each other", Duration::from_secs(20), || {
+            let knows_all = |node: &Server| {
+                let info = redis::cmd("CLUSTER").arg("INFO").query(&mut node.client());
+                let info: String = info.expect("Redis answers");
+                info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384")
+            };
+            nodes.iter().all(knows_all).then_some(())
+        });
+        Self { nodes }
+    }
+
+    /// The addresses of all masters.
+    pub fn urls(&self) -> Vec<String> {
+        self.nodes.iter().map(Server::url).collect()
+    }
+}
+
 /// A port that nobody listens on, below those that the machine gives to whoever connects somewhere: one of
 /// these could be taken at any moment, even by its own caller.
 pub fn free_port() -> u16 {
