@@ -140,7 +140,7 @@ pub const CLAIM_CHUNK: usize = 16 * 1024;
 /// Threads that fill the key index when a state is read from a snapshot.
 pub const IMAGE_INDEXERS: usize = 2;
 /// Keys handed to one of them at a time.
-pub const IMAGE_INDEX_BATCH: usize = 4096;
+pub const IMAGE_INDEX_BATCH: usize = 1024;
 /// Blocks of claims, and batches of keys, that wait for whoever takes them next.
 pub const IMAGE_BLOCKS_AHEAD: usize = 4;
 /// Snapshots of the state that a process keeps.
