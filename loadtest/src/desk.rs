@@ -118,6 +118,11 @@ impl Desk {
         self.enter(entry.event)
     }
 
+    /// Bytes the state has set aside for its claims.
+    pub fn claim_bytes(&self) -> usize {
+        self.state.bytes()
+    }
+
     /// Makes claims of that many new sales.
     pub fn fill(&mut self, claims: u64) -> Result<()> {
         for _ in 0..claims {

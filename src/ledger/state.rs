@@ -320,6 +320,10 @@ impl<T: Copy> Chunked<T> {
     fn iter(&self) -> impl Iterator<Item = &T> {
         self.chunks.iter().flatten()
     }
+
+    fn bytes(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.capacity() * size_of::<T>()).sum()
+    }
 }
 
 /// The claims and their keys.
@@ -442,6 +446,13 @@ impl Default for State {
 // --- Looking ---
 
 impl State {
+    /// Bytes set aside for claims, their keys and the index, used or not. Nothing else grows with every
+    /// claim.
+    pub fn bytes(&self) -> usize {
+        let index: usize = self.taken.iter().map(Table::allocation_size).sum();
+        index + self.claims.records.bytes() + self.claims.keys.bytes()
+    }
+
     /// Position and hash of the last entry folded.
     pub fn head(&self) -> Head {
         self.head

@@ -23,6 +23,11 @@ pub const NONSENSE: &[&[&str]] = &[
     &["ZADD", "{}", "1", "x"],
 ];
 
+/// Redis, or what `SUBSIDY_POS_TEST_REDIS` names, such as `valkey-server`.
+fn program() -> std::ffi::OsString {
+    std::env::var_os("SUBSIDY_POS_TEST_REDIS").unwrap_or_else(|| "redis-server".into())
+}
+
 /// A server of its own, stopped with the test.
 pub struct Server {
     /// Where it listens.
@@ -57,7 +62,7 @@ impl Server {
 
     /// Runs it; says whether it could have its port.
     fn is_run(&mut self) -> bool {
-        let process = Command::new("redis-server")
+        let process = Command::new(program())
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
             .args(["--save", "", "--appendonly", "no"])
             .args(&self.options)
@@ -65,7 +70,7 @@ impl Server {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .expect("redis-server is installed");
+            .expect("Redis is installed");
         self.process = Some(process);
         eventually("Redis answers", Duration::from_secs(20), || {
             let process = self.process.as_mut().expect("a process");
