@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::support::identifiers::fresh_uscc;
 use crate::support::programmes::{add_smart_rings, change, copy};
-use crate::support::service::{command, said};
+use crate::support::service::{command, key_settings, said};
 use crate::support::{Options, Service};
 
 /// A directory with the keys that a service for development has made, to be used by one that is not.
@@ -17,14 +17,11 @@ fn keys() -> (Service, PathBuf) {
 
 /// A complete configuration for `data` with the keys in `keys`.
 fn settings(keys: &Path, data: &Path) -> String {
-    let keys = keys.display();
     format!(
         "[server]\nlisten = \"127.0.0.1:0\"\noperations_listen = \"127.0.0.1:0\"\n\
-         [ledger]\ndata_dir = \"{}\"\n\
-         [auth]\njwks_file = \"{keys}/dev-jwks.json\"\nissuer = \"subsidy-pos-dev\"\n\
-         [privacy]\nhash_keys = [{{ id = \"k1\", file = \"{keys}/dev-hash.key\", use = \"write\" }}]\n\
-         [journal]\nsigning_key_file = \"{keys}/dev-head.pem\"\n",
-        data.display()
+         [ledger]\ndata_dir = \"{}\"\n{}",
+        data.display(),
+        key_settings(keys)
     )
 }
 

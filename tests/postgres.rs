@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::client::id_of;
 use crate::support::postgres::{Database, Postgres, Stop, psql};
 use crate::support::proxy::Proxy;
-use crate::support::service::{PROGRAM, command, said};
+use crate::support::service::{PROGRAM, command, key_settings, said};
 use crate::support::{
     Answer, Caller, Options, Sale, Service, Stop as StopAskers, at_once, eventually, fen, fresh_key, journal,
     json,
@@ -498,18 +498,8 @@ fn operators_are_told_when_no_standby_has_what_is_answered() {
     let mut service = Service::start_with(Options::on(&data).in_database(&database));
     assert!(service.stop().success());
     let config = directory.path().join("config.toml");
-    let text = r#"
-        [auth]
-        jwks_file = "DATA/dev-jwks.json"
-        issuer = "subsidy-pos-dev"
-        [privacy]
-        hash_keys = [{ id = "k1", file = "DATA/dev-hash.key", use = "write" }]
-        [journal]
-        signing_key_file = "DATA/dev-head.pem"
-        [server]
-        operations_listen = "127.0.0.1:0"
-    "#;
-    std::fs::write(&config, text.replace("DATA", data.to_str().unwrap())).unwrap();
+    let text = key_settings(&data) + "[server]\noperations_listen = \"127.0.0.1:0\"\n";
+    std::fs::write(&config, text).unwrap();
     let notes = || {
         let options = Options { dev: false, clock: None, config: Some(config.clone()), ..Options::on(&data) };
         let service = Service::start_with(options.in_database(&database));

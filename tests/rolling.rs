@@ -12,7 +12,7 @@ use subsidy_pos::secrets::hex;
 use tempfile::TempDir;
 
 use crate::support::postgres::Database;
-use crate::support::service::{command, said};
+use crate::support::service::{command, key_settings, said};
 use crate::support::{Answer, Caller, Options, Sale, Service, Value, eventually, fresh_key, programmes};
 
 /// A journal of its own for the processes of a test.
@@ -257,23 +257,12 @@ fn programmes_are_activated_by_command_while_processes_run() {
     directories.iter().for_each(|directory| programmes::add_smart_rings(directory));
     assert!(!services.iter().any(knows_rings), "files that lie ready are of no account");
     let config = place.directory.path().join("config.toml");
-    let text = r#"
-        [ledger]
-        url = "URL"
-        [auth]
-        jwks_file = "DATA/dev-jwks.json"
-        issuer = "subsidy-pos-dev"
-        [privacy]
-        hash_keys = [{ id = "k1", file = "DATA/dev-hash.key", use = "write" }]
-        [journal]
-        signing_key_file = "DATA/dev-head.pem"
-        [programmes]
-        dir = "FILES"
-    "#;
-    let text = text
-        .replace("URL", &place.database.url())
-        .replace("DATA", services[0].data().to_str().unwrap())
-        .replace("FILES", directories[0].to_str().unwrap());
+    let text = format!(
+        "{}[ledger]\nurl = \"{}\"\n[programmes]\ndir = \"{}\"\n",
+        key_settings(services[0].data()),
+        place.database.url(),
+        directories[0].display()
+    );
     std::fs::write(&config, text).unwrap();
     let done = command(&["activate", "--config", config.to_str().unwrap()]);
     assert!(done.status.success() && said(&done).contains("the programmes are activated"), "{}", said(&done));

@@ -118,8 +118,10 @@ impl ClaimRecord {
         Status::ALL.get(number).copied().unwrap_or(Status::Cancelled)
     }
 
-    fn has_known_status(&self) -> bool {
-        ((self.flags() & STATUS_MASK) as usize) < Status::ALL.len()
+    /// Whether the status is one and no other flag is set than there is.
+    fn has_known_flags(&self) -> bool {
+        self.flags() & !(STATUS_MASK | RETURN_RESTORES | HAS_TRADE_IN) == 0
+            && ((self.flags() & STATUS_MASK) as usize) < Status::ALL.len()
     }
 
     /// Its subsidy.

@@ -68,6 +68,7 @@ enum Kind {
 impl Fleet {
     /// `count` processes, started together, and a fund that lasts.
     pub fn start(count: usize) -> Self {
+        super::watch();
         let redis = Server::start();
         let redis_network = Proxy::before(&format!("127.0.0.1:{}", redis.port));
         let database = Postgres::start().database();

@@ -62,6 +62,7 @@ impl Server {
 
     /// Runs it; says whether it could have its port.
     fn is_run(&mut self) -> bool {
+        super::watch();
         let process = Command::new(program())
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
             .args(["--save", "", "--appendonly", "no"])

@@ -446,7 +446,9 @@ impl Drop for Service {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
-            let _ = ended_within(&mut child, Duration::from_secs(20));
+            if ended_within(&mut child, Duration::from_secs(20)).is_none() {
+                eprintln!("the service was killed and has not ended");
+            }
         }
         if std::thread::panicking() {
             let log = self.log.lock().map(|log| log.clone()).unwrap_or_default();
@@ -461,6 +463,16 @@ pub fn fund_body(fund_id: &str, programme: &str, region_code: &str, budget: &str
         "fund_id": fund_id, "programme": programme, "region_code": region_code,
         "from": "2026-01-01", "to": "2026-12-31", "budget": budget,
     })
+}
+
+/// Settings that a service without `--dev` needs, with the keys that one with it has made in `data`.
+pub fn key_settings(data: &Path) -> String {
+    let keys = data.display();
+    format!(
+        "[auth]\njwks_file = \"{keys}/dev-jwks.json\"\nissuer = \"subsidy-pos-dev\"\n\
+         [privacy]\nhash_keys = [{{ id = \"k1\", file = \"{keys}/dev-hash.key\", use = \"write\" }}]\n\
+         [journal]\nsigning_key_file = \"{keys}/dev-head.pem\"\n"
+    )
 }
 
 /// `subsidy-pos` with these arguments, to its end.

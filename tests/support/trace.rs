@@ -56,8 +56,10 @@ impl Tracer {
             return;
         }
         let _ = Command::new("kill").arg("-INT").arg(self.child.id().to_string()).status();
-        if ended_within(&mut self.child, Duration::from_secs(10)).is_none() {
+        if ended_within(&mut self.child, Duration::from_secs(20)).is_none() {
+            // Killed in any case: whoever waits for the service would wait for ever.
             self.kill();
+            assert!(std::thread::panicking(), "strace lets go within 20 seconds");
         }
     }
 

@@ -653,7 +653,7 @@ fn record(bytes: &[u8; RECORD_BYTES], keys_at: u32) -> Result<ClaimRecord, Image
         held: fields.u16()?,
         keys_len: fields.u8()?,
     };
-    if !record.has_known_status() {
+    if !record.has_known_flags() {
         return Err(ImageFault::Malformed("a claim has no known status"));
     }
     if record.keys_len > KEYS_MAX || u32::from(record.held) >> record.keys_len != 0 {
