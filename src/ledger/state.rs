@@ -6,9 +6,8 @@
 //! the deciding code promised (keys free, money there, times in order) and refuses a journal that
 //! breaks it.
 //!
-//! Memory: a claim costs 56 bytes for its record, 16 for each key and about 10 for the key's place in
-//! the index. The index keeps no keys of its own, it points into the claims; it is split into
-//! [`limits::KEY_INDEX_SHARDS`] tables of different sizes, so that growing one is never felt.
+//! Memory: a claim costs 56 bytes for its record, 16 for each key and about 9 for the key's place in the
+//! [`index`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,7 +15,6 @@ use std::sync::Arc;
 use allocator_api2::alloc::System;
 use allocator_api2::vec::Vec as VecIn;
 use aws_lc_rs::digest;
-use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use super::entry::{
@@ -29,8 +27,10 @@ use crate::limits;
 use crate::money::Fen;
 use crate::programme::{ProgrammeHistory, ProgrammeId, ProgrammeSet};
 use crate::time::{Day, Timestamp};
+use index::{Index, Slot};
 
 pub mod image;
+mod index;
 
 /// The index of a claim in the order of making.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -241,30 +241,8 @@ pub struct FoldError {
     pub reason: &'static str,
 }
 
-/// Where a key of the index is written: a claim and the key's place in its run.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Slot {
-    claim: [u8; 4],
-    place: u8,
-}
-
-impl Slot {
-    fn new(claim: ClaimIx, place: usize) -> Self {
-        Self { claim: claim.0.to_ne_bytes(), place: place as u8 }
-    }
-
-    fn claim(self) -> ClaimIx {
-        ClaimIx(u32::from_ne_bytes(self.claim))
-    }
-}
-
-const _: () = assert!(size_of::<Slot>() == 5);
-
-/// A part of the index. The program's allocator would round the sizes of tables up by an eighth; the
-/// machine's takes them as they are.
-type Table = HashTable<Slot, System>;
-
-/// Items in chunks that never move, so that growing never copies what is there.
+/// Items in chunks that never move, so that growing never copies what is there. The program's allocator
+/// would round their sizes up by an eighth; the machine's takes them as they are.
 #[derive(Debug)]
 struct Chunked<T> {
     chunks: Vec<VecIn<T, System>>,
@@ -342,7 +320,7 @@ impl Claims {
 
     fn key_of(&self, slot: Slot) -> Option<&Key> {
         let record = self.records.get(slot.claim().0 as usize)?;
-        self.key(record, usize::from(slot.place))
+        self.key(record, slot.place())
     }
 }
 
@@ -400,8 +378,7 @@ pub struct State {
     /// The entries that activated them, in order.
     activations: Arc<[Head]>,
     claims: Claims,
-    taken: Vec<Table>,
-    taken_count: u64,
+    taken: Index,
     funds: Vec<Fund>,
     fund_by_id: HashMap<FundId, FundIx>,
     funds_by_place: HashMap<(ProgrammeId, RegionCode), SmallVec<[FundIx; 2]>>,
@@ -428,8 +405,7 @@ impl Default for State {
             programmes: Arc::default(),
             activations: Arc::default(),
             claims: Claims { records: Chunked::new(), keys: Chunked::new() },
-            taken: (0..limits::KEY_INDEX_SHARDS).map(|_| Table::new_in(System)).collect(),
-            taken_count: 0,
+            taken: Index::default(),
             funds: Vec::new(),
             fund_by_id: HashMap::new(),
             funds_by_place: HashMap::new(),
@@ -451,8 +427,7 @@ impl State {
     /// Bytes set aside for claims, their keys and the index, used or not. Nothing else grows with every
     /// claim.
     pub fn bytes(&self) -> usize {
-        let index: usize = self.taken.iter().map(Table::allocation_size).sum();
-        index + self.claims.records.bytes() + self.claims.keys.bytes()
+        self.taken.bytes() + self.claims.records.bytes() + self.claims.keys.bytes()
     }
 
     /// Position and hash of the last entry folded.
@@ -524,23 +499,14 @@ impl State {
     }
 
     fn slots<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = Slot> + 'a {
-        let (shard, hash) = place_of(key);
-        self.taken
-            .get(shard)
-            .into_iter()
-            .flat_map(move |table| table.iter_hash(hash))
-            .copied()
-            .filter(move |slot| self.claims.key_of(*slot) == Some(key))
+        self.taken.candidates(key).filter(move |slot| self.claims.key_of(*slot) == Some(key))
     }
 
     /// Looks where `keys` would be in the index. Where that is larger than the processor's caches each look
     /// waits for memory; of looks that follow each other directly several wait at the same time, and whoever
     /// asks for the same keys soon does not wait again.
     pub fn warm<'k>(&self, keys: impl Iterator<Item = &'k Key>) {
-        let is_met = |key: &&Key| {
-            let (shard, hash) = place_of(key);
-            self.taken.get(shard).is_some_and(|table| table.iter_hash(hash).next().is_some())
-        };
+        let is_met = |key: &&Key| self.taken.candidates(key).next().is_some();
         std::hint::black_box(keys.filter(is_met).count());
     }
 
@@ -635,7 +601,7 @@ impl State {
         for (number, record) in self.claims.records.iter().enumerate() {
             self.put_claim(number, record, &mut digest);
         }
-        let index_is_whole = digest.index_is_whole && digest.held == self.taken_count;
+        let index_is_whole = digest.index_is_whole && digest.held == self.taken.len();
         digest.number(u64::from(index_is_whole));
         digest.finish()
     }
@@ -647,7 +613,7 @@ impl State {
             Part::Rest => {
                 self.put_rest(&mut digest);
                 digest.number(self.claims.records.len as u64);
-                digest.number(self.taken_count);
+                digest.number(self.taken.len());
                 digest.number(self.holds.len() as u64);
             }
             Part::Claims { first } => {
@@ -788,22 +754,6 @@ impl Digest {
     }
 }
 
-/// The shard of a key, and its hash there. Keys are uniformly random already.
-///
-/// The last shard gets twice as many keys as the first, the others something between: so they grow one
-/// after the other and not all at once, which would be felt, and the room they have to spare is the same
-/// at any number of claims.
-fn place_of(key: &Key) -> (usize, u64) {
-    let [a, b, c, d, e, rest @ ..] = key.bytes();
-    let one = usize::from(u16::from_be_bytes([*a, *b])) % limits::KEY_INDEX_SHARDS;
-    let other = usize::from(u16::from_be_bytes([*c, *d])) % limits::KEY_INDEX_SHARDS;
-    // The greater of two is in the upper half three times out of four.
-    let shard = if e % 3 == 0 { one.max(other) } else { one };
-    let mut hash = [0; 8];
-    hash.copy_from_slice(&rest[..8]);
-    (shard, u64::from_be_bytes(hash))
-}
-
 // --- Changing ---
 
 impl State {
@@ -879,26 +829,13 @@ impl State {
             }
             Change::Take(slot) => {
                 if let Some(key) = self.claims.key_of(slot).copied() {
-                    let (shard, hash) = place_of(&key);
-                    let claims = &self.claims;
-                    if let Some(table) = self.taken.get_mut(shard) {
-                        table.insert_unique(hash, slot, |slot| {
-                            claims.key_of(*slot).map_or(0, |key| place_of(key).1)
-                        });
-                        self.taken_count += 1;
-                    }
+                    self.taken.insert(&key, slot);
                 }
                 Change::Free(slot)
             }
             Change::Free(slot) => {
                 if let Some(key) = self.claims.key_of(slot).copied() {
-                    let (shard, hash) = place_of(&key);
-                    let found =
-                        self.taken.get_mut(shard).map(|table| table.find_entry(hash, |found| *found == slot));
-                    if let Some(Ok(found)) = found {
-                        found.remove();
-                        self.taken_count -= 1;
-                    }
+                    self.taken.remove(&key, slot);
                 }
                 Change::Take(slot)
             }

@@ -15,10 +15,10 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use allocator_api2::alloc::System;
 use aws_lc_rs::digest;
 
-use super::{Change, ClaimIx, ClaimRecord, Fund, FundIx, Passing, REQUEST, Slot, State, Table, place_of};
+use super::index::{Index, Place, Slot, Table, Unordered};
+use super::{Change, ClaimIx, ClaimRecord, Fund, FundIx, Passing, REQUEST, State};
 use crate::claim::{ClaimId, FundId, Status, Submitter};
 use crate::identity::{RegionCode, Uscc};
 use crate::journal::Head;
@@ -207,7 +207,6 @@ impl State {
             activations,
             claims: _,
             taken,
-            taken_count: _,
             funds,
             fund_by_id: _,
             funds_by_place: _,
@@ -265,8 +264,8 @@ impl State {
             out.text(platform.as_deref().unwrap_or_default());
         }
         // So that room for each is made only once.
-        for table in taken {
-            out.extend_from_slice(&u32::try_from(table.len()).unwrap_or(u32::MAX).to_be_bytes());
+        for keys in taken.lens() {
+            out.extend_from_slice(&u32::try_from(keys).unwrap_or(u32::MAX).to_be_bytes());
         }
         out
     }
@@ -402,14 +401,8 @@ struct Block {
     keys: Vec<u8>,
 }
 
-/// A key's place in the index.
-#[derive(Clone, Copy)]
-struct Placed {
-    hash: u64,
-    slot: Slot,
-    /// Counted within the part of the index that one thread fills.
-    shard: u16,
-}
+/// A key on its way into the index; the shard is counted within the part that one thread fills.
+type Placed = (Place, Slot);
 
 impl<R: Read + Send> Image<R> {
     /// Reads the header of an image of `len` bytes.
@@ -451,14 +444,10 @@ impl<R: Read + Send> Image<R> {
         self.source.take(&mut rest)?;
         let (mut state, held) = self.rest(&rest)?;
         state.programmes = Arc::new(activated(&state.activations)?);
-        state.taken_count = held.iter().map(|count| u64::from(*count)).sum();
-        if state.taken_count > u64::from(self.header.keys) {
+        if held.iter().map(|count| u64::from(*count)).sum::<u64>() > u64::from(self.header.keys) {
             return Err(ImageFault::Malformed("more keys are held than there are"));
         }
-        for (table, count) in state.taken.iter_mut().zip(held) {
-            *table = Table::with_capacity_in(count as usize, System);
-        }
-        let digest = self.claims(&mut state)?;
+        let digest = self.claims(&mut state, &held)?;
         Ok((state, digest))
     }
 
@@ -517,33 +506,35 @@ impl<R: Read + Send> Image<R> {
         }
     }
 
-    /// Reads the claims into a state that has everything else, and whose index has room for them.
-    fn claims(self, state: &mut State) -> Result<Hash, ImageFault> {
+    /// Reads the claims into a state that has everything else. `held` says how many keys each shard of the
+    /// index will have.
+    fn claims(self, state: &mut State, held: &[u32]) -> Result<Hash, ImageFault> {
         const THREADS: usize = limits::IMAGE_INDEXERS;
-        let mut taken = std::mem::take(&mut state.taken);
-        let read = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let (blocks_out, blocks) = sync_channel(limits::IMAGE_BLOCKS_AHEAD);
             let (used_out, used) = sync_channel(limits::IMAGE_BLOCKS_AHEAD);
             let reading = scope.spawn(move || self.blocks(&blocks_out, &used));
             let (mut to_index, mut indexing) = (Vec::new(), Vec::new());
-            for tables in taken.chunks_mut(limits::KEY_INDEX_SHARDS / THREADS) {
+            for held in held.chunks(limits::KEY_INDEX_SHARDS / THREADS) {
                 let (out, placed) = sync_channel(limits::IMAGE_BLOCKS_AHEAD);
                 to_index.push(Batch { keys: Vec::new(), out });
-                indexing.push(scope.spawn(move || index(tables, &placed)));
+                // Made here: what is to stay would else lie among what other threads use and free.
+                let shards = held.iter().map(|count| Unordered::with_room(*count as usize)).collect();
+                indexing.push(scope.spawn(move || index(shards, &placed)));
             }
             let made = make_claims(state, &blocks, &used_out, to_index);
             // Whoever still sends learns that nobody listens.
             drop(blocks);
             let ended = |_| ImageFault::Malformed("a thread failed");
             let read = reading.join().map_err(ended).flatten();
+            let mut tables = Vec::with_capacity(held.len());
             for indexed in indexing {
-                indexed.join().map_err(ended).flatten()?;
+                tables.append(&mut indexed.join().map_err(ended).flatten()?);
             }
             made?;
+            state.taken = Index::of(tables);
             read
-        });
-        state.taken = taken;
-        read
+        })
     }
 
     /// Reads block by block, as long as somebody takes them. The SHA-256 of everything.
@@ -618,10 +609,9 @@ fn make_claims(
                 .ok_or(ImageFault::Malformed("it has too few keys"))?;
             (keys, keys_at) = (others, keys_at + own.len());
             for (place, key) in own.iter().enumerate().filter(|(place, _)| record.holds(*place)) {
-                let (shard, hash) = place_of(&Key::new(*key));
-                let placed = Placed { hash, slot: Slot::new(ix, place), shard: (shard % shards) as u16 };
-                if let Some(batch) = to_index.get_mut(shard / shards) {
-                    batch.keys.push(placed);
+                let at = Place::of(&Key::new(*key));
+                if let Some(batch) = to_index.get_mut(at.shard() / shards) {
+                    batch.keys.push((at, Slot::new(ix, place)));
                     if batch.keys.len() == limits::IMAGE_INDEX_BATCH {
                         batch.send(limits::IMAGE_INDEX_BATCH)?;
                     }
@@ -662,16 +652,15 @@ fn record(bytes: &[u8; RECORD_BYTES], keys_at: u32) -> Result<ClaimRecord, Image
     Ok(record)
 }
 
-/// Fills a part of the index with the keys that come.
-fn index(tables: &mut [Table], placed: &Receiver<Vec<Placed>>) -> Result<(), ImageFault> {
-    for Placed { hash, slot, shard } in placed.iter().flatten() {
-        match tables.get_mut(usize::from(shard)) {
-            // There is room, so nothing is hashed again.
-            Some(table) if table.len() < table.capacity() => {
-                table.insert_unique(hash, slot, |_| hash);
-            }
-            _ => return Err(ImageFault::Malformed("a part of the index has too many keys")),
+/// Makes a part of the index of the keys that come.
+fn index(mut shards: Vec<Unordered>, placed: &Receiver<Vec<Placed>>) -> Result<Vec<Table>, ImageFault> {
+    let count = shards.len().max(1);
+    for (place, slot) in placed.iter().flatten() {
+        let shard = shards.get_mut(place.shard() % count);
+        if !shard.is_some_and(|shard| shard.push(place, slot)) {
+            return Err(ImageFault::Malformed("a part of the index has too many keys"));
         }
     }
-    Ok(())
+    let mut places = Vec::new();
+    Ok(shards.into_iter().map(|shard| shard.order(&mut places)).collect())
 }
