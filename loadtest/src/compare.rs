@@ -421,6 +421,10 @@ fn spike(service: &mut Service, generator: Generator, peak: u64) -> Result<Spike
     })
 }
 
+fn by_second(p99_us: &[u64]) -> String {
+    p99_us.iter().map(|us| ms(*us)).collect::<Vec<_>>().join(" ")
+}
+
 fn text(report: &Report) -> String {
     let mut table = Table::new(&[
         "subject",
@@ -487,7 +491,7 @@ fn text(report: &Report) -> String {
         report::thousands(spike.ordinary_rate),
         report::thousands(spike.spike_rate),
         report::thousands(spike.overloaded),
-        spike.p99_us_by_second.iter().map(|us| ms(*us)).collect::<Vec<_>>().join(" "),
+        by_second(&spike.p99_us_by_second),
     );
     for left_out in &report.left_out {
         let _ = writeln!(text, "left out: {left_out}");
@@ -572,6 +576,30 @@ pub fn quick(workplace: &Workplace, generator: Generator, out: &Path, seconds: u
         book_worst_lag_entries: watch.worst_entries,
     };
     report::write(out, "quick.json", &serde_json::to_string_pretty(&quick)?)
+}
+
+/// The open loop alone, at a rate that is given: where to look for what makes answers late.
+pub fn late(workplace: &Workplace, generator: Generator, rate: u64, seconds: u64) -> Result<()> {
+    let binary = process::service_binary()?;
+    println!("{}\n", Machine::describe(workplace.path())?.text());
+    let data = workplace.directory("embedded")?;
+    let mut service = Service::start("embedded", &binary, &data, workplace, &[], Vec::new())?;
+    let run = service.paced(generator, &[Step { rate, length: Duration::from_secs(seconds) }])?;
+    service.rest()?;
+    service.check_money()?;
+    service.stop()?;
+    let Latency { p50_us, p99_us, p999_us, worst_us } = Latency::of(&run.latency);
+    println!(
+        "{} claims/s: p50 {} ms, p99 {} ms, p99.9 {} ms, worst {} ms",
+        report::thousands(rate),
+        ms(p50_us),
+        ms(p99_us),
+        ms(p999_us),
+        ms(worst_us)
+    );
+    let p99: Vec<u64> = run.seconds.iter().map(|second| Latency::of(second).p99_us).collect();
+    println!("p99 by second, ms: {}", by_second(&p99));
+    Ok(())
 }
 
 /// Honest and dishonest tills together: the figures matter less than that every answer was right.

@@ -77,6 +77,15 @@ enum Command {
         #[arg(long, default_value_t = 30)]
         seconds: u64,
     },
+    /// How late answers are at a given rate, second by second: the open loop alone, on the embedded journal
+    Late {
+        /// Claims a second
+        #[arg(long, default_value_t = 15_000)]
+        rate: u64,
+        /// How long
+        #[arg(long, default_value_t = 30)]
+        seconds: u64,
+    },
     /// The ledger alone beside a bare SQLite append of the same bytes
     Ledger,
     /// How fast a journal opens by folding it and from a snapshot, and what a claim takes in memory
@@ -228,6 +237,7 @@ fn measure(workplace: &Workplace, settings: &Settings, command: Option<Command>)
             compare::run(workplace, generator, out, lengths)
         }
         Some(Command::Quick { seconds }) => compare::quick(workplace, generator, out, seconds),
+        Some(Command::Late { rate, seconds }) => compare::late(workplace, generator, rate, seconds),
         Some(Command::Ledger) => {
             let machine = machine::Machine::describe(workplace.path())?;
             println!("{}", machine.text());
