@@ -4,6 +4,7 @@
 //!
 //! Each fault goes on for a few seconds; `SUBSIDY_POS_TEST_FAULT_SECONDS=60` makes it a minute.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::support::fleet::{Fleet, May, Run};
@@ -61,6 +62,42 @@ fn nothing_is_lost_or_doubled_and_sales_go_on_while_redis_suffers() {
         fleet.redis_network.be_silent(true);
         std::thread::sleep(span);
         fleet.redis_network.be_silent(false);
+    });
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_and_sales_go_on_while_redis_lies() {
+    let fleet = Fleet::start(3);
+    let mut run = Run::new(&fleet, "redis lies");
+    let redis = || fleet.redis.lock().unwrap();
+    run.through(
+        "Redis says that what was in flight has just come to another process",
+        May::Nothing,
+        |span| {
+            // Every request is in flight for long enough to be told, so that there is much to repeat.
+            fleet.postgres_network.delay(Duration::from_millis(10));
+            let mut marks = BTreeSet::new();
+            again_and_again(span, Duration::from_millis(10), || {
+                // No more than is listened to: what were dropped and told anew would be another request.
+                if marks.len() < 500 {
+                    marks.extend(redis().marks());
+                }
+                redis().lie_about_requests(7, &marks);
+            });
+            fleet.postgres_network.delay(Duration::ZERO);
+            assert!(marks.len() > 10, "{} requests were told", marks.len());
+        },
+    );
+    // Long past, just past, the latest that can be meant, and what cannot.
+    let mut instants = [-3_600_000_000, -1_000, 1_000_000, 1_900_000, 3_600_000_000].into_iter().cycle();
+    run.through("Redis has other instants for rates", May::Wait, |span| {
+        again_and_again(span, Duration::from_millis(30), || {
+            let instant = instants.next().unwrap();
+            let keys = redis().keys();
+            for key in keys.iter().filter(|key| key.contains(":rate:")) {
+                redis().lie_about_a_rate(key, instant);
+            }
+        });
     });
 }
 

@@ -1,15 +1,20 @@
 //! Several processes behind one Redis, as their callers see them. Each decides on a copy of one journal, so
 //! that they know the same requests by the same names; what they share is the shield.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::digest::{SHA256, digest};
+use subsidy_pos::ledger::KeyRing;
+use subsidy_pos::limits;
+use subsidy_pos::secrets::hex;
 use tempfile::TempDir;
 
 use crate::support::postgres::Database;
 use crate::support::redis::{Cluster, NONSENSE, Server};
 use crate::support::trace::Tracer;
-use crate::support::{Answer, Caller, Options, Sale, Service, eventually, fresh_key, json};
+use crate::support::{Answer, Caller, Options, Sale, Service, Stop, eventually, fresh_key, json};
 
 /// Services, and the Redis they share.
 struct Shared<R = Server> {
@@ -280,6 +285,163 @@ fn sales_go_on_while_redis_is_filled_with_nonsense_under_the_services_own_keys()
     });
     must_be_quick(took);
     shared.until_degraded(false);
+}
+
+// --- What Redis says that nobody has told it ---
+
+/// Where the rate of `retailer` is kept in Redis by a service on this journal.
+fn rate_key(service: &Service, retailer: &str) -> String {
+    let opened = &service.regulator().get("/v1/journal?after=0&limit=1").must_be(200)["items"][0]["entry"];
+    let opened: serde_json::Value = serde_json::from_str(opened.as_str().unwrap()).unwrap();
+    let journal_id = opened["event"]["journal_opened"]["journal_id"].clone();
+    let mut named = KeyRing::new(serde_json::from_value(journal_id).unwrap()).shield_salt().to_vec();
+    for part in ["retailer", retailer] {
+        named.extend(u32::try_from(part.len()).unwrap().to_be_bytes());
+        named.extend(part.as_bytes());
+    }
+    let name = digest(&SHA256, &named);
+    let name = &name.as_ref()[..16];
+    format!("subsidy-pos:{{{:02}}}:rate:{}", name[0] % limits::SHIELD_SLOTS, hex(name))
+}
+
+#[test]
+fn an_instant_that_nobody_wrote_shuts_a_retailer_out_for_the_time_of_a_burst_at_most() {
+    const HOUR_US: i64 = 3_600_000_000;
+    // One request a second: whoever has none left waits for a second, which is what a burst takes.
+    let shared = Shared::start(2, 1);
+    let key_of = |retailer: &Caller| rate_key(&shared.services[0], &retailer.subject);
+    let known = shared.services[0].retailer();
+    known.claimed(&shared.services[0].sale());
+    assert!(shared.redis.keys().contains(&key_of(&known)), "this is where it is kept");
+    for (from_now_us, is_possible) in [
+        (-100 * 365 * 24 * HOUR_US, false),
+        (-HOUR_US, false),
+        (-1_000, false),
+        (1_000_000, true),
+        // A clock that was put back by a second may have left this.
+        (1_900_000, true),
+        (4_000_000, false),
+        (HOUR_US, false),
+        (100 * 365 * 24 * HOUR_US, false),
+    ] {
+        for service in &shared.services {
+            let till = service.retailer();
+            let key = key_of(&till);
+            shared.redis.lie_about_a_rate(&key, from_now_us);
+            let lied = Instant::now();
+            let answer = till.claim(&service.sale());
+            if is_possible {
+                answer.must_refuse("rate-limited");
+                assert_eq!(answer.header("retry-after"), Some("1"), "{from_now_us}");
+                eventually("it is let in again", Duration::from_secs(3), || {
+                    let answer = till.claim(&service.sale());
+                    if answer.status == 429 {
+                        answer.must_refuse("rate-limited");
+                        return None;
+                    }
+                    answer.must_be(201);
+                    Some(())
+                });
+                assert!(lied.elapsed() < Duration::from_millis(1500), "{from_now_us}: {:?}", lied.elapsed());
+            } else {
+                answer.must_be(201);
+            }
+            let kept: Option<i64> = redis::cmd("GET").arg(&key).query(&mut shared.redis.client()).unwrap();
+            let ahead_us = kept.map(|kept| kept - shared.redis.now_us());
+            assert!(ahead_us.is_none_or(|ahead_us| ahead_us <= 1_000_000), "{from_now_us}: {ahead_us:?}");
+        }
+    }
+    shared.until_degraded(false);
+}
+
+/// Lets Redis say for as long as `meanwhile` lasts, again and again, that these requests have just come to a
+/// process that nobody has started.
+fn while_redis_lies(redis: &Server, marks: &BTreeSet<[u8; 16]>, meanwhile: impl FnOnce()) {
+    let stopping = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = Stop(&stopping);
+        scope.spawn(|| {
+            while !stopping.load(Ordering::Relaxed) {
+                redis.lie_about_requests(7, marks);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        // A few times as long as the services wait before they listen again.
+        std::thread::sleep(10 * limits::SHIELD_TICK);
+        meanwhile();
+    });
+}
+
+#[test]
+fn a_request_that_redis_only_says_is_in_flight_waits_for_two_seconds_at_most_and_is_done_once() {
+    let shared = Shared::start(2, 1000);
+    let [here, there] = &shared.tills()[..] else { panic!("two") };
+    let (key, sale) = (fresh_key(), shared.services[0].sale());
+    // What stands for it is learned where it is in flight, and told where nobody has heard of it.
+    let tracer = slow_disk(&shared.services[0], 500);
+    let (made, marks) = std::thread::scope(|scope| {
+        let first = scope.spawn(|| here.claim_under(&key, &sale));
+        let marks = eventually("it is told", Duration::from_secs(5), || {
+            Some(shared.redis.marks()).filter(|marks| !marks.is_empty())
+        });
+        (first.join().unwrap(), marks)
+    });
+    drop(tracer);
+    made.must_be(201);
+    eventually("it is told no longer", Duration::from_secs(5), || {
+        shared.redis.marks().is_empty().then_some(())
+    });
+    while_redis_lies(&shared.redis, &marks, || {
+        let began = Instant::now();
+        let told = there.claim_under(&key, &sale);
+        told.must_refuse("request-in-progress");
+        assert_eq!(told.header("retry-after"), Some("1"));
+        // Nobody else is held up, and where the ledger knows the request its answer counts.
+        there.claimed(&sale.another());
+        let again = here.claim_under(&key, &sale);
+        assert!(again.is_replay() && again.text() == made.text(), "{}", again.text());
+        here.claim_under(&key, &sale.clone().price("3999.00")).must_refuse("idempotency-key-reused");
+        let answer = eventually("it is decided while Redis still lies", Duration::from_secs(5), || {
+            let answer = there.claim_under(&key, &sale);
+            if answer.status == 409 {
+                answer.must_refuse("request-in-progress");
+                return None;
+            }
+            Some(answer)
+        });
+        assert!(began.elapsed() < Duration::from_millis(2300), "{:?}", began.elapsed());
+        answer.must_be(201);
+        assert!(!answer.is_replay(), "it was decided here");
+        let again = there.claim_under(&key, &sale);
+        assert!(again.is_replay() && again.text() == answer.text(), "{}", again.text());
+    });
+    assert_eq!(there.list(&format!("/v1/claims?order_no={}", sale.text("/order_no"))).len(), 1);
+    shared.services[1].must_verify();
+}
+
+#[test]
+fn a_crowd_of_processes_and_requests_that_nobody_made_holds_no_sale_up() {
+    let shared = Shared::start(2, 50_000);
+    let marks: BTreeSet<[u8; 16]> = (0..1000_u128)
+        .map(|number| digest(&SHA256, &number.to_be_bytes()).as_ref()[..16].try_into().unwrap())
+        .collect();
+    let took = sell_during(&shared, || {
+        let began = Instant::now();
+        for crowd in 0.. {
+            // As many as may be, and more than there may be at all.
+            for process in 0..[50, 300][crowd % 2] {
+                shared.redis.lie_about_requests(process, &marks);
+            }
+            if began.elapsed() > Duration::from_secs(3) {
+                break;
+            }
+        }
+    });
+    must_be_quick(took);
+    // Nobody can say any longer how many there are: each process may have counted all of them.
+    shared.redis.signal("-KILL");
+    shared.until_degraded(true);
+    must_be_quick(sell_during(&shared, || std::thread::sleep(Duration::from_secs(1))));
 }
 
 // --- On a cluster ---

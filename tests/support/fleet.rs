@@ -131,6 +131,8 @@ pub struct Run<'f> {
 pub enum May {
     /// Nothing: every answer is final.
     Nothing,
+    /// Someone may be told to come again later, as if there were too many.
+    Wait,
     /// The ledger may be unavailable, and connections may break.
     Interrupt,
 }
@@ -170,7 +172,7 @@ impl<'f> Run<'f> {
         let sent: usize = scenes.iter().map(|scene| scene.sent.len()).sum();
         let open = scenes.iter().flat_map(|scene| &scene.sent).filter(|sent| sent.settled.is_none()).count();
         assert!(sent > 30, "{what}: there was load: {sent} requests");
-        assert!(may == May::Interrupt || open == 0, "{what}: {open} of {sent} without an answer");
+        assert!(may != May::Nothing || open == 0, "{what}: {open} of {sent} without an answer");
         let began_settling = Instant::now();
         self.settle(what, &mut scenes);
         self.scenes.append(&mut scenes);
@@ -280,6 +282,11 @@ impl<'f> Run<'f> {
     }
 }
 
+/// Whether an answer says no more than to come again.
+fn is_put_off(answer: &Answer) -> bool {
+    matches!(answer.status, 429 | 503)
+}
+
 /// Whether an answer says what became of a claim for good.
 fn is_final(answer: &Answer) -> bool {
     match answer.status {
@@ -291,6 +298,10 @@ fn is_final(answer: &Answer) -> bool {
                 answer.text()
             );
             answer.must_refuse(&answer.code());
+            false
+        }
+        429 => {
+            answer.must_refuse("rate-limited");
             false
         }
         409 => match answer.code().as_str() {
@@ -416,7 +427,7 @@ impl Till<'_> {
         let claim = sent.settled.as_ref().map(Answer::json)?;
         let path = format!("/v1/claims/{}", id_of(&claim));
         if let Some(read) = self.answer(there.try_send("GET", &path, &[], None))
-            && read.status != 503
+            && !is_put_off(&read)
         {
             assert_eq!(read.must_be(200), claim, "what one process made another knows");
         }
@@ -430,7 +441,7 @@ impl Till<'_> {
             let till = self.random.pick(self.fleet.tills());
             let headers = [("content-type", "application/json")];
             let answer = till.try_send("POST", path, &headers, Some(body.as_bytes()));
-            let answer = self.answer(answer).filter(|answer| answer.status != 503)?;
+            let answer = self.answer(answer).filter(|answer| !is_put_off(answer))?;
             let done = answer.must_be(200);
             let claim = if status == "cancelled" { &done["claim"] } else { &done };
             assert_eq!(claim["status"], status, "{done}");
@@ -458,7 +469,7 @@ impl Till<'_> {
         if let Some(answer) = self.answer(alone) {
             sent[0].settle(answer);
         }
-        if let Some(answer) = self.answer(batch).filter(|answer| answer.status != 503) {
+        if let Some(answer) = self.answer(batch).filter(|answer| !is_put_off(answer)) {
             let results = answer.must_be(200);
             for (sent, result) in sent.iter_mut().zip(results["results"].as_array().expect("results")) {
                 if let Some(answer) = self.item(result) {
@@ -513,12 +524,12 @@ impl Till<'_> {
     /// A twin that was told to come again comes again where nothing else may happen to it.
     fn come_again(&mut self, sent: &mut [Sent]) {
         let tills = self.fleet.tills();
-        if self.may == May::Nothing {
+        if self.may != May::Interrupt {
             for sent in sent.iter_mut().filter(|sent| sent.settled.is_none()) {
                 for _ in 0..3 {
                     std::thread::sleep(Duration::from_secs(1));
                     let answer = self.random.pick(tills).claim_under(&sent.key, &sent.sale);
-                    assert!(answer.status < 500, "only Redis suffers: {}", answer.text());
+                    self.must_be_allowed(&answer);
                     sent.settle(answer);
                     if sent.settled.is_some() {
                         break;
@@ -528,17 +539,21 @@ impl Till<'_> {
         }
     }
 
+    fn must_be_allowed(&self, answer: &Answer) {
+        let is_allowed = match answer.status {
+            500.. => self.may == May::Interrupt,
+            429 => self.may == May::Wait,
+            _ => true,
+        };
+        assert!(is_allowed, "{:?}: {} {}", self.may, answer.status, answer.text());
+    }
+
     /// An answer, unless the connection broke, which must be allowed.
     fn answer(&self, answer: Result<Answer, ureq::Error>) -> Option<Answer> {
         match answer {
             Ok(answer) => {
-                assert!(
-                    answer.status < 500 || self.may == May::Interrupt,
-                    "only Redis suffers: {} {}",
-                    answer.status,
-                    answer.text()
-                );
-                if answer.status == 503 {
+                self.must_be_allowed(&answer);
+                if is_put_off(&answer) {
                     // A till does not come again at once.
                     std::thread::sleep(Duration::from_millis(100));
                 }

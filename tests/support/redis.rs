@@ -1,5 +1,6 @@
 //! Redis servers that a test starts, breaks and stops.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -142,6 +143,48 @@ impl Server {
     /// Its address for `shield.url`.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// What its clock shows, in microseconds.
+    pub fn now_us(&self) -> i64 {
+        let (seconds, us): (i64, i64) = redis::cmd("TIME").query(&mut self.client()).expect("Redis answers");
+        seconds * 1_000_000 + us
+    }
+
+    /// Puts an instant under a rate's key, this far from now, in the place of the one that is there.
+    pub fn lie_about_a_rate(&self, key: &str, from_now_us: i64) {
+        let instant = self.now_us() + from_now_us;
+        redis::cmd("SET").arg(key).arg(instant).exec(&mut self.client()).expect("Redis answers");
+    }
+
+    /// The marks of requests in flight that processes have told each other of.
+    pub fn marks(&self) -> BTreeSet<[u8; 16]> {
+        let mut client = self.client();
+        let told = |key: String| redis::cmd("HVALS").arg(key).query(&mut client).expect("Redis answers");
+        let told: Vec<Vec<Vec<u8>>> = self.in_flight_keys().map(told).collect();
+        let marks = told.iter().flatten().flat_map(|value| {
+            let at = value.iter().position(|byte| *byte == b' ').map_or(value.len(), |at| at + 1);
+            value[at..].chunks_exact(18)
+        });
+        marks.filter_map(|mark| mark.first_chunk().copied()).collect()
+    }
+
+    /// Says for a process that nobody has started that these requests have come to it this moment.
+    pub fn lie_about_requests(&self, process: u64, marks: &BTreeSet<[u8; 16]>) {
+        let mut said = format!("{} ", self.now_us() / 1000).into_bytes();
+        for mark in marks {
+            said.extend(mark);
+            said.extend([0, 0]);
+        }
+        for key in self.in_flight_keys() {
+            let mut command = redis::cmd("HSET");
+            command.arg(key).arg(format!("{process:016x}")).arg(said.as_slice());
+            command.exec(&mut self.client()).expect("Redis answers");
+        }
+    }
+
+    fn in_flight_keys(&self) -> impl Iterator<Item = String> {
+        self.keys().into_iter().filter(|key| key.contains(":in-flight:"))
     }
 }
 
