@@ -1,7 +1,7 @@
 //! Several processes on one PostgreSQL journal and one Redis, reached through proxies, and tills that send
 //! them mixed load with deliberate duplicates.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -23,6 +23,13 @@ pub fn fault_span() -> Duration {
     Duration::from_secs(seconds.map_or(10, |text| text.parse().expect("a number of seconds")))
 }
 
+/// Where the money is scarce.
+const SCARCE_REGION: &str = "330108";
+/// What every sale of the load gets, in fen.
+const SUBSIDY: i64 = 60_000;
+/// Sales for which there is money in that region, each time that a fault begins.
+const SCARCE_SALES: i64 = 5;
+
 /// The processes, and what they stand on.
 pub struct Fleet {
     /// Redis itself.
@@ -34,7 +41,8 @@ pub struct Fleet {
     /// What stands between the processes and PostgreSQL.
     pub postgres_network: Proxy,
     services: Vec<Mutex<Service>>,
-    fund: String,
+    /// One that lasts, and one that does not.
+    funds: [String; 2],
     tills: Vec<Caller>,
     regulators: Vec<Caller>,
     _directory: TempDir,
@@ -61,12 +69,31 @@ enum Kind {
     Alone,
     /// Several requests for one device, perhaps in one batch: one may have it.
     OneDevice,
+    /// Several requests for devices with one IMEI: one may have it.
+    OneImei,
     /// Several requests for one person: one may have it.
     OnePerson,
+    /// Several requests for one line of an order: one may have it.
+    OneOrderLine,
+    /// Several requests for the last of the money: as many as there is money for may have it.
+    LastMoney,
+}
+
+impl Kind {
+    /// Why those who come too late have nothing.
+    fn refusal(self) -> &'static str {
+        match self {
+            Self::Alone => "nobody is refused",
+            Self::OneDevice | Self::OneImei => "device-already-subsidised",
+            Self::OnePerson => "consumer-limit-reached",
+            Self::OneOrderLine => "order-line-already-claimed",
+            Self::LastMoney => "fund-exhausted",
+        }
+    }
 }
 
 impl Fleet {
-    /// `count` processes, started together, and a fund that lasts.
+    /// `count` processes, started together, a fund that lasts and one that is empty.
     pub fn start(count: usize) -> Self {
         super::watch();
         let redis = Server::start();
@@ -83,7 +110,8 @@ impl Fleet {
                 (0..count).map(|_| scope.spawn(|| Service::start_with(options.clone()))).collect();
             starting.into_iter().map(|service| service.join().expect("it starts")).collect()
         });
-        let fund = services[0].open_fund("zj-ai-25", "330106", "900000000.00");
+        let funds = [("330106", "900000000.00"), (SCARCE_REGION, "0.00")]
+            .map(|(region, budget)| services[0].open_fund("zj-ai-25", region, budget));
         let till = services[0].retailer();
         let callers = |role: &str, subject: &str| -> Vec<_> {
             services.iter().map(|service| service.caller(role, subject, &[])).collect()
@@ -96,7 +124,7 @@ impl Fleet {
             database,
             postgres_network,
             services,
-            fund,
+            funds,
             tills,
             regulators,
             _directory: directory,
@@ -148,6 +176,7 @@ impl<'f> Run<'f> {
         const TILLS: usize = 5;
         let stopping = AtomicBool::new(false);
         let gathered: Mutex<Vec<Scene>> = Mutex::default();
+        let affordable = self.set_some_aside();
         let now = self.fleet.service(0).now();
         let seeds: Vec<_> = (0..TILLS).map(|_| self.random.next()).collect();
         let began = Instant::now();
@@ -174,7 +203,7 @@ impl<'f> Run<'f> {
         assert!(sent > 30, "{what}: there was load: {sent} requests");
         assert!(may != May::Nothing || open == 0, "{what}: {open} of {sent} without an answer");
         let began_settling = Instant::now();
-        self.settle(what, &mut scenes);
+        self.settle(what, &mut scenes, affordable);
         self.scenes.append(&mut scenes);
         self.check(what);
         eprintln!(
@@ -184,8 +213,17 @@ impl<'f> Run<'f> {
         );
     }
 
+    /// Sets some more money aside where it is scarce; says for how many sales there is some now.
+    fn set_some_aside(&self) -> i64 {
+        let ([_, scarce], regulator) = (&self.fleet.funds, &self.fleet.regulators[0]);
+        let delta = super::yuan(SCARCE_SALES * SUBSIDY);
+        let tranche = json!({"delta": delta, "reason": "tranche", "document_no": "ZCJ-2026-17"});
+        regulator.post_under(&fresh_key(), &format!("/v1/funds/{scarce}/adjust"), &tranche).must_be(200);
+        super::fen(&regulator.fund(scarce)["remaining"]) / SUBSIDY
+    }
+
     /// Asks again, at any process, until every outcome is known.
-    fn settle(&mut self, what: &str, scenes: &mut [Scene]) {
+    fn settle(&mut self, what: &str, scenes: &mut [Scene], affordable: i64) {
         const AT_ONCE: usize = 8;
         let open: Vec<&mut Sent> = scenes
             .iter_mut()
@@ -212,11 +250,23 @@ impl<'f> Run<'f> {
                 });
             }
         });
+        let (mut sales, mut paid) = (0, 0);
         for scene in scenes {
             let made = scene.sent.iter().filter(|sent| sent.is_made()).count();
             let told: Vec<_> = scene.sent.iter().map(Sent::told).collect();
-            assert_eq!(made, 1, "{what}: {:?}: {told:?}", scene.kind);
+            if scene.kind == Kind::LastMoney {
+                sales += scene.sent.len();
+                paid += made;
+            } else {
+                assert_eq!(made, 1, "{what}: {:?}: {told:?}", scene.kind);
+            }
+            let refused = told.iter().filter(|told| !told.starts_with("201"));
+            let reason = format!("409 {}", scene.kind.refusal());
+            assert!(refused.into_iter().all(|told| *told == reason), "{what}: {:?}: {told:?}", scene.kind);
         }
+        // Nobody gives anything back there: whoever is refused is so only because all of it is gone.
+        let affordable = usize::try_from(affordable).expect("a number");
+        assert_eq!(paid, sales.min(affordable), "{what}: of {sales} for the last of the money");
     }
 
     /// Checks what the journal holds against what the tills were told.
@@ -238,33 +288,36 @@ impl<'f> Run<'f> {
         let made: Vec<&Sent> =
             self.scenes.iter().flat_map(|scene| &scene.sent).filter(|sent| sent.is_made()).collect();
         assert_eq!(fold.claims.len(), made.len(), "{what}: claims in the journal and acknowledged");
-        let (mut devices, mut persons) = (BTreeSet::new(), BTreeSet::new());
-        let (mut held, mut redeemed) = (0, 0);
+        let mut names = BTreeSet::new();
+        let mut money: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
         for sent in &made {
             let claim = sent.settled.as_ref().expect("it is made").json();
             let told = &fold.claims[id_of(&claim)];
             assert_eq!(told.made["sale"]["order_no"], sent.sale.body["order_no"], "{what}: {claim}");
             let status = sent.ended.or(claim["status"].as_str()).expect("a status");
             assert_eq!(told.status, status, "{what}: {claim}");
+            let fund = fleet.funds.iter().find(|fund| claim["fund_id"] == **fund).expect("one of the funds");
+            let (held, redeemed) = money.entry(fund).or_default();
             match status {
-                "held" => held += 60_000,
-                "redeemed" => redeemed += 60_000,
+                "held" => *held += SUBSIDY,
+                "redeemed" => *redeemed += SUBSIDY,
                 _ => continue,
             }
-            assert!(devices.insert(sent.sale.text("/device/sn").to_owned()), "{what}: a device twice");
-            assert!(
-                persons.insert(sent.sale.text("/consumer/id_number").to_owned()),
-                "{what}: a person twice"
-            );
+            for name in sent.sale.names() {
+                assert!(names.insert(name.clone()), "{what}: {name} twice");
+            }
         }
         // The money, to the fen.
-        let money = fold.funds[&fleet.fund];
-        assert_eq!((money.held, money.redeemed), (held, redeemed), "{what}: the fund");
-        for regulator in &fleet.regulators {
-            let fund = regulator.fund(&fleet.fund);
-            assert_eq!(super::fen(&fund["held"]), held, "{what}: {fund}");
-            assert_eq!(super::fen(&fund["redeemed"]), redeemed, "{what}: {fund}");
-            assert_eq!(super::fen(&fund["remaining"]), money.budget - held - redeemed, "{what}: {fund}");
+        for fund_id in &fleet.funds {
+            let fund = fold.funds[fund_id];
+            let (held, redeemed) = money.get(fund_id.as_str()).copied().unwrap_or_default();
+            assert_eq!((fund.held, fund.redeemed), (held, redeemed), "{what}: {fund_id}");
+            for regulator in &fleet.regulators {
+                let told = regulator.fund(fund_id);
+                assert_eq!(super::fen(&told["held"]), held, "{what}: {told}");
+                assert_eq!(super::fen(&told["redeemed"]), redeemed, "{what}: {told}");
+                assert_eq!(super::fen(&told["remaining"]), fund.budget - held - redeemed, "{what}: {told}");
+            }
         }
         // The chain.
         let verified = command(&["verify", "--database-url", &fleet.database.url()]);
@@ -309,7 +362,10 @@ fn is_final(answer: &Answer) -> bool {
                 assert_eq!(answer.header("retry-after"), Some("1"));
                 false
             }
-            "device-already-subsidised" | "consumer-limit-reached" => true,
+            "device-already-subsidised"
+            | "consumer-limit-reached"
+            | "order-line-already-claimed"
+            | "fund-exhausted" => true,
             _ => panic!("{}", answer.text()),
         },
         _ => panic!("{}: {}", answer.status, answer.text()),
@@ -355,7 +411,7 @@ impl Till<'_> {
     fn play(&mut self) -> Scene {
         let sale = Sale::at(self.now);
         let another = |change: &dyn Fn(Sale) -> Sale| Sent::new(change(sale.another()));
-        match self.random.below(13) {
+        match self.random.below(19) {
             0..3 => {
                 let mut sent = [Sent::new(sale)];
                 self.send_at_once(&mut sent, 1);
@@ -384,6 +440,36 @@ impl Till<'_> {
             }
             9 => self.sell_and_take_back(sale),
             10..12 => self.hold_and_go_on(sale.held_with_device()),
+            12..14 => {
+                let sale = sale.clone().with_imei();
+                let imei = sale.body["device"]["imei"].clone();
+                let rival = if self.random.chance(50) {
+                    another(&|other| other.with("/device/imei", imei.clone()))
+                } else {
+                    // Written in the other member it is still that IMEI.
+                    another(&|other| other.with("/device/sn", imei[0].clone()))
+                };
+                let mut sent = vec![Sent::new(sale), rival];
+                self.send_at_once(&mut sent, 1);
+                Scene { sent, kind: Kind::OneImei }
+            }
+            14..16 => {
+                let order_no = sale.body["order_no"].clone();
+                // The first line, whether it is said or not.
+                let rival =
+                    another(&|other| other.with("/order_no", order_no.clone()).with("/order_line", 1));
+                let mut sent = vec![Sent::new(sale.clone()), rival];
+                self.send_at_once(&mut sent, 1);
+                Scene { sent, kind: Kind::OneOrderLine }
+            }
+            16..18 => {
+                let mut sent = vec![Sent::new(sale.clone()), another(&|other| other)];
+                for sent in &mut sent {
+                    sent.sale = sent.sale.clone().region(SCARCE_REGION);
+                }
+                self.send_at_once(&mut sent, 1);
+                Scene { sent, kind: Kind::LastMoney }
+            }
             _ => self.send_a_batch(sale),
         }
     }

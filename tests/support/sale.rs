@@ -101,6 +101,19 @@ impl Sale {
         next
     }
 
+    /// Everything of which only one live claim may have it: the order's line, the person, the device's names.
+    pub fn names(&self) -> Vec<String> {
+        let line = self.body.get("order_line").and_then(Value::as_u64).unwrap_or(1);
+        let mut names = vec![
+            format!("order {} line {line}", self.text("/order_no")),
+            format!("person {}", self.text("/consumer/id_number")),
+            format!("device {}", self.text("/device/sn")),
+        ];
+        let imei = self.body["device"]["imei"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        names.extend(imei.map(|imei| format!("device {imei}")));
+        names
+    }
+
     /// The member at `pointer` as text.
     #[track_caller]
     pub fn text(&self, pointer: &str) -> &str {
