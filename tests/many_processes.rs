@@ -7,8 +7,10 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use crate::support::eventually;
 use crate::support::fleet::{Fleet, May, Run};
 use crate::support::postgres::Stop;
+use crate::support::proxy::Way;
 use crate::support::redis::NONSENSE;
 
 /// PostgreSQL is waited for 3 seconds.
@@ -141,6 +143,41 @@ fn nothing_is_lost_or_doubled_while_postgresql_suffers() {
             fleet.postgres_network.be_silent(false);
         });
     });
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_while_what_is_said_one_way_is_lost() {
+    let fleet = Fleet::start(3);
+    let mut run = Run::new(&fleet, "one way is lost");
+    for (what, way) in
+        [("what Redis is asked is lost", Way::There), ("what Redis answers is lost", Way::Back)]
+    {
+        run.through(what, May::Nothing, |span| {
+            fleet.redis_network.lose(Some(way));
+            for number in 0..fleet.len() {
+                eventually("it is told that Redis is away", Duration::from_secs(5), || {
+                    let ready = fleet.service(number).operator().get("/readyz").must_be(200);
+                    (ready["shield"]["degraded"] == true).then_some(())
+                });
+            }
+            std::thread::sleep(span / 2);
+            fleet.redis_network.lose(None);
+        });
+    }
+    for (what, way) in [
+        ("what PostgreSQL is asked is lost", Way::There),
+        // It does all that it is asked, and nobody hears of it.
+        ("what PostgreSQL answers is lost", Way::Back),
+    ] {
+        run.through(what, May::Interrupt, |span| {
+            // Whoever waits for what was lost waits on when nothing is lost any more, and gives up by itself.
+            again_and_again(span, LONGER_THAN_ANYONE_WAITS, || {
+                fleet.postgres_network.lose(Some(way));
+                std::thread::sleep(LONGER_THAN_ANYONE_WAITS);
+                fleet.postgres_network.lose(None);
+            });
+        });
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! A TCP proxy that a test puts before a server, to delay what is said, to reset connections, and to let
-//! them fall silent without an end.
+//! A TCP proxy that a test puts before a server, to delay what is said, to reset connections, to let them fall
+//! silent without an end, and to lose what is said one way.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,6 +15,15 @@ pub struct Proxy {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
+/// A way through the proxy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// To the server: what is asked.
+    There,
+    /// From the server: what is answered.
+    Back,
+}
+
 /// How the network does.
 #[derive(Clone, Copy, Default)]
 struct Network {
@@ -22,6 +31,8 @@ struct Network {
     delay: Duration,
     /// Whether nothing arrives any more.
     is_silent: bool,
+    /// Which way all that is said is lost.
+    loses: Option<Way>,
     /// How often all connections were reset.
     resets: u64,
     /// Whether the test is over.
@@ -53,6 +64,12 @@ impl Proxy {
     /// From now on nothing arrives, and nobody is told; or it does again.
     pub fn be_silent(&self, is_silent: bool) {
         self.network.send_modify(|network| network.is_silent = is_silent);
+    }
+
+    /// From now on what is said this way is lost, and nobody is told; or no longer. A connection that has lost
+    /// something never carries anything that way again: nobody is ever given an end without its beginning.
+    pub fn lose(&self, way: Option<Way>) {
+        self.network.send_modify(|network| network.loses = way);
     }
 
     /// Resets every connection.
@@ -92,7 +109,7 @@ async fn connect(near: TcpStream, server: SocketAddr, mut network: watch::Receiv
     };
     let (there, back) = (network.clone(), network.clone());
     tokio::select! {
-        _ = async { tokio::try_join!(pump(&near, &far, there), pump(&far, &near, back)) } => {}
+        _ = async { tokio::try_join!(pump(&near, &far, Way::There, there), pump(&far, &near, Way::Back, back)) } => {}
         _ = network.wait_for(|network| network.resets != before || network.is_over) => {
             let _ = (near.set_zero_linger(), far.set_zero_linger());
         }
@@ -100,8 +117,14 @@ async fn connect(near: TcpStream, server: SocketAddr, mut network: watch::Receiv
 }
 
 /// Carries what comes `from` one side to the other until either has ended.
-async fn pump(from: &TcpStream, to: &TcpStream, mut network: watch::Receiver<Network>) -> io::Result<()> {
+async fn pump(
+    from: &TcpStream,
+    to: &TcpStream,
+    way: Way,
+    mut network: watch::Receiver<Network>,
+) -> io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
+    let mut has_lost = false;
     loop {
         from.readable().await?;
         let count = match from.try_read(&mut buffer) {
@@ -110,6 +133,10 @@ async fn pump(from: &TcpStream, to: &TcpStream, mut network: watch::Receiver<Net
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error),
         };
+        has_lost |= network.borrow().loses == Some(way);
+        if has_lost {
+            continue;
+        }
         let delay =
             network.wait_for(|network| !network.is_silent).await.map_or(Duration::ZERO, |now| now.delay);
         tokio::time::sleep(delay).await;
