@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -12,8 +12,12 @@ use subsidy_pos::secrets::hex;
 use tempfile::TempDir;
 
 use crate::support::postgres::Database;
+use crate::support::proxy::Proxy;
+use crate::support::redis::free_port;
 use crate::support::service::{command, key_settings, said};
-use crate::support::{Answer, Caller, Options, Sale, Service, Value, eventually, fresh_key, programmes};
+use crate::support::{
+    Answer, Caller, Options, Sale, Service, Value, eventually, fresh_key, json, programmes,
+};
 
 /// A journal of its own for the processes of a test.
 struct Place {
@@ -57,6 +61,52 @@ fn until_ready(service: &Service) {
         (answer.status == 200).then_some(())
     });
     assert!(service.metrics().contains("\nsubsidy_pos_ready 1\n"));
+}
+
+// --- Starting ---
+
+/// Makes claims, 500 at a time.
+fn make_many(service: &Service, batches: usize) {
+    let till = service.retailer();
+    for _ in 0..batches {
+        let item = |_| json!({"idempotency_key": fresh_key(), "claim": service.sale().body});
+        let items: Vec<_> = (0..500).map(item).collect();
+        let results = till.post("/v1/claims/batch", &json!({"items": items})).must_be(200);
+        assert!(results["results"].as_array().unwrap().iter().all(|result| result["status"] == 201));
+    }
+}
+
+#[test]
+fn a_process_is_not_ready_before_it_has_read_the_whole_journal() {
+    let place = Place::new();
+    let first = place.start();
+    make_many(&first, 8);
+    let head = first.operator().get("/readyz").must_be(200)["journal"]["position"].as_u64().unwrap();
+    assert!(head > 4000, "{head}");
+    // Its way to the journal is long, and its port known before it listens.
+    let network = Proxy::before(&place.database.server.address());
+    network.delay(Duration::from_millis(15));
+    let url = place.database.url().replace(&place.database.server.address(), &network.address());
+    let port = free_port();
+    let options = place
+        .options()
+        .env("SUBSIDY_POS__LEDGER__URL", &url)
+        .env("SUBSIDY_POS__SERVER__OPERATIONS_LISTEN", &format!("127.0.0.1:{port}"));
+    let operator = Caller::nobody(&Arc::new(RwLock::new(format!("127.0.0.1:{port}"))));
+    std::thread::scope(|scope| {
+        let starting = scope.spawn(|| Service::start_with(options));
+        let mut asked = 0;
+        let told = eventually("it is ready", Duration::from_secs(60), || {
+            asked += 1;
+            let answer = operator.try_send("GET", "/readyz", &[], None).ok()?;
+            (answer.status == 200).then(|| answer.json())
+        });
+        assert!(told["journal"]["position"].as_u64().unwrap() >= head, "{told} of {head}");
+        assert!(asked > 20, "it took a while: asked {asked} times");
+        let second = starting.join().unwrap();
+        let digests = [&first, &second].map(|service| service.operator().get("/digest").must_be(200));
+        assert_eq!(digests[0], digests[1]);
+    });
 }
 
 // --- Rolling operation ---
