@@ -174,6 +174,16 @@ pub const BOOK_INBOX_ENTRIES_MAX: usize = 32 * 1024;
 /// How long the projector gathers entries while nobody waits for the book. A claim touches a page of each
 /// index, wherever its keys are: the more claims at a time, the fewer pages for each.
 pub const BOOK_PACE: Duration = Duration::from_millis(200);
+/// How long the projector works before it lets others have the processor for [`BOOK_BREATH`] times as long:
+/// whoever answers a till would else wait for all of what was gathered.
+pub const BOOK_WORK: Duration = Duration::from_micros(500);
+/// How much longer than it worked the projector pauses, as long as there are fewer than
+/// [`BOOK_HURRY_ENTRIES`] to carry in and nobody waits for them.
+pub const BOOK_BREATH: u32 = 2;
+/// How many entries at a time make the projector hurry.
+pub const BOOK_HURRY_ENTRIES: usize = BOOK_BATCH_ENTRIES_MAX / 2;
+/// Rows that a book in PostgreSQL is given at a time, for the same reason.
+pub const BOOK_ROWS_AT_A_TIME: usize = 256;
 /// How often it looks how far another process has come that carries the book on.
 pub const BOOK_PACE_BESIDE: Duration = Duration::from_secs(1);
 /// The same while somebody waits for it.

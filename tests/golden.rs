@@ -171,7 +171,7 @@ fn booked(entries: &[Arc<Stored>]) -> Vec<String> {
     let file = directory.path().join("book.db");
     let (mut tables, _) = book::open(&file, Feed::new()).unwrap();
     let lines: Vec<_> = entries.iter().map(|stored| Line::of(stored)).collect();
-    advance(&mut tables, Head::EMPTY, &lines).unwrap();
+    advance(&mut tables, Head::EMPTY, &lines, &mut || {}).unwrap();
     let (position, cube) = book::read_cube(&file).unwrap();
     assert_eq!(position, entries.len() as u64);
     totals(&cube)

@@ -250,10 +250,16 @@ impl Tables for PostgresTables {
         Ok(self.carries_on)
     }
 
-    fn apply(&mut self, expected: Head, next: Head, lines: &[Line]) -> Result<(), TablesError> {
+    fn apply(
+        &mut self,
+        expected: Head,
+        next: Head,
+        lines: &[Line],
+        breathe: &mut dyn FnMut(),
+    ) -> Result<(), TablesError> {
         self.with(async |client, names| {
             let transaction = client.transaction().await?;
-            write(&transaction, names, expected, next, lines).await?;
+            write(&transaction, names, expected, next, lines, breathe).await?;
             Ok(transaction.commit().await?)
         })
     }
@@ -342,6 +348,7 @@ async fn write(
     expected: Head,
     next: Head,
     lines: &[Line],
+    breathe: &mut dyn FnMut(),
 ) -> Result<(), TablesError> {
     // Whoever projects too waits here, and then finds that it was too late.
     let row = transaction.query_opt("SELECT position, hash FROM head FOR UPDATE", &[]).await?;
@@ -363,23 +370,27 @@ async fn write(
         let sql = "INSERT INTO names SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[])";
         transaction.execute(sql, &[&ids, &kinds, &texts]).await?;
     }
-    execute(transaction, &format!("INSERT INTO claims ({CLAIM}) SELECT * FROM ROWS"), &claims).await?;
+    execute(transaction, &format!("INSERT INTO claims ({CLAIM}) SELECT * FROM ROWS"), &claims, breathe)
+        .await?;
     let sql = "UPDATE claims SET last = new.last, status = new.status, sn_key = new.sn_key
          FROM ROWS AS new (made, last, status, sn_key) WHERE claims.made = new.made";
-    execute(transaction, sql, &moves(&batch)).await?;
-    execute(transaction, &format!("INSERT INTO totals SELECT * FROM ROWS {ADD_TO_TOTAL}"), &totals).await?;
+    execute(transaction, sql, &moves(&batch), breathe).await?;
+    execute(transaction, &format!("INSERT INTO totals SELECT * FROM ROWS {ADD_TO_TOTAL}"), &totals, breathe)
+        .await?;
     let days: Vec<_> = batch.days.iter().map(|(day, first)| [day.number().into(), integer(*first)]).collect();
-    execute(transaction, "INSERT INTO days SELECT * FROM ROWS ON CONFLICT DO NOTHING", &days).await?;
+    execute(transaction, "INSERT INTO days SELECT * FROM ROWS ON CONFLICT DO NOTHING", &days, breathe)
+        .await?;
     let (position, hash) = (integer(next.position), next.hash.bytes().as_slice());
     transaction.execute("UPDATE head SET position = $1, hash = $2", &[&position, &hash]).await?;
     Ok(())
 }
 
-/// Executes `sql` with `rows` of numbers, whose place in it is `ROWS`.
+/// Executes `sql` with `rows` of numbers, whose place in it is `ROWS`; with some of them at a time.
 async fn execute<const N: usize, T>(
     transaction: &Transaction<'_>,
     sql: &str,
     rows: &[[T; N]],
+    breathe: &mut dyn FnMut(),
 ) -> Result<(), TablesError>
 where
     T: Copy + ToSql + Sync,
@@ -387,16 +398,20 @@ where
     if rows.is_empty() {
         return Ok(());
     }
-    let columns: [Vec<T>; N] =
-        std::array::from_fn(|column| rows.iter().filter_map(|row| row.get(column).copied()).collect());
-    let values: Vec<&(dyn ToSql + Sync)> =
-        columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
     let mut unnest = String::from("unnest(");
     for number in 1..=N {
         // Writing to a string does not fail.
         let _ = write!(unnest, "{}${number}::bigint[]", if number == 1 { "" } else { ", " });
     }
-    transaction.execute(&sql.replace("ROWS", &(unnest + ")")), &values).await?;
+    let statement = transaction.prepare(&sql.replace("ROWS", &(unnest + ")"))).await?;
+    for rows in rows.chunks(limits::BOOK_ROWS_AT_A_TIME) {
+        let columns: [Vec<T>; N] =
+            std::array::from_fn(|column| rows.iter().filter_map(|row| row.get(column).copied()).collect());
+        let values: Vec<&(dyn ToSql + Sync)> =
+            columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
+        transaction.execute(&statement, &values).await?;
+        breathe();
+    }
     Ok(())
 }
 

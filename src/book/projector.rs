@@ -37,8 +37,15 @@ pub trait Tables: Send {
     }
 
     /// Folds `lines`, which follow `expected` without gaps and end at `next`, in and moves the head, all or
-    /// nothing, if the head is still `expected`.
-    fn apply(&mut self, expected: Head, next: Head, lines: &[Line]) -> Result<(), TablesError>;
+    /// nothing, if the head is still `expected`. Calls `breathe` again and again while it is at work, for
+    /// others to have the processor.
+    fn apply(
+        &mut self,
+        expected: Head,
+        next: Head,
+        lines: &[Line],
+        breathe: &mut dyn FnMut(),
+    ) -> Result<(), TablesError>;
 
     /// Empties the book, whatever state it is in. Queries wait or fail meanwhile, and no other process may
     /// have it open, unless it is made for several.
@@ -68,7 +75,12 @@ pub enum TablesError {
 }
 
 /// Folds `lines` into a book whose head is `head` and says what its head is then.
-pub fn advance(tables: &mut dyn Tables, head: Head, lines: &[Line]) -> Result<Head, TablesError> {
+pub fn advance(
+    tables: &mut dyn Tables,
+    head: Head,
+    lines: &[Line],
+    breathe: &mut dyn FnMut(),
+) -> Result<Head, TablesError> {
     let mut next = head;
     for line in lines {
         if line.head.position != next.position + 1 || line.prev != next.hash {
@@ -77,7 +89,7 @@ pub fn advance(tables: &mut dyn Tables, head: Head, lines: &[Line]) -> Result<He
         }
         next = line.head;
     }
-    tables.apply(head, next, lines)?;
+    tables.apply(head, next, lines, breathe)?;
     Ok(next)
 }
 
@@ -313,6 +325,27 @@ impl Drop for Projector {
     }
 }
 
+/// Lets others have the processor now and then, unless somebody waits for what is being done.
+pub(super) struct Breath<'a> {
+    feed: &'a Feed,
+    since: Instant,
+}
+
+impl<'a> Breath<'a> {
+    pub(super) fn new(feed: &'a Feed) -> Self {
+        Self { feed, since: Instant::now() }
+    }
+
+    pub(super) fn take(&mut self) {
+        let worked = self.since.elapsed();
+        if worked >= limits::BOOK_WORK {
+            // Whether it is time to stop is asked when this is done.
+            let _ = self.feed.rest(worked.saturating_mul(limits::BOOK_BREATH));
+            self.since = Instant::now();
+        }
+    }
+}
+
 struct Work {
     tables: Box<dyn Tables>,
     reader: Arc<dyn Reader>,
@@ -442,7 +475,14 @@ impl Work {
             }
             return Ok(Progress::CaughtUp);
         }
-        let head = advance(self.tables.as_mut(), head, &lines)?;
+        let mut breath = Breath::new(&self.feed);
+        let hurries = lines.len() >= limits::BOOK_HURRY_ENTRIES;
+        let mut breathe = || {
+            if !hurries {
+                breath.take()
+            }
+        };
+        let head = advance(self.tables.as_mut(), head, &lines, &mut breathe)?;
         self.head = Some(head);
         self.feed.reached(head.position);
         Ok(progress)

@@ -134,7 +134,13 @@ impl SqliteTables {
         Ok((self.connection.insert(connection), &mut self.names))
     }
 
-    fn write(&mut self, expected: Head, next: Head, lines: &[Line]) -> Result<(), TablesError> {
+    fn write(
+        &mut self,
+        expected: Head,
+        next: Head,
+        lines: &[Line],
+        breathe: &mut dyn FnMut(),
+    ) -> Result<(), TablesError> {
         let (connection, names) = self.ready()?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         if head_of(&transaction)? != expected {
@@ -153,7 +159,7 @@ impl SqliteTables {
             }
         }
         let batch = Batch::fold(lines, older)?;
-        write(&transaction, names, &batch)?;
+        write(&transaction, names, &batch, breathe)?;
         for (day, first) in &batch.days {
             transaction
                 .prepare_cached("INSERT INTO days VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
@@ -175,8 +181,14 @@ impl Tables for SqliteTables {
         head_of(self.ready()?.0)
     }
 
-    fn apply(&mut self, expected: Head, next: Head, lines: &[Line]) -> Result<(), TablesError> {
-        let written = self.write(expected, next, lines);
+    fn apply(
+        &mut self,
+        expected: Head,
+        next: Head,
+        lines: &[Line],
+        breathe: &mut dyn FnMut(),
+    ) -> Result<(), TablesError> {
+        let written = self.write(expected, next, lines, breathe);
         if written.is_err() {
             self.names = None;
         }
@@ -266,7 +278,12 @@ fn numbers<const N: usize>(row: &rusqlite::Row<'_>) -> rusqlite::Result<[Option<
     Ok(numbers)
 }
 
-fn write(transaction: &Transaction<'_>, names: &mut Names, batch: &Batch) -> rusqlite::Result<()> {
+fn write(
+    transaction: &Transaction<'_>,
+    names: &mut Names,
+    batch: &Batch,
+    breathe: &mut dyn FnMut(),
+) -> rusqlite::Result<()> {
     let (claims, totals) = (names.claims(batch), names.totals(&batch.cube));
     let mut insert = transaction.prepare_cached("INSERT INTO names VALUES (?1, ?2, ?3)")?;
     for (id, kind, name) in names.take_fresh() {
@@ -275,16 +292,19 @@ fn write(transaction: &Transaction<'_>, names: &mut Names, batch: &Batch) -> rus
     let sql = format!("INSERT INTO claims ({CLAIM}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)");
     let mut insert = transaction.prepare_cached(&sql)?;
     for row in claims {
+        breathe();
         insert.execute(params_from_iter(row))?;
     }
     let mut update = transaction
         .prepare_cached("UPDATE claims SET last = ?2, status = ?3, sn_key = ?4 WHERE made = ?1")?;
     for row in moves(batch) {
+        breathe();
         update.execute(params_from_iter(row))?;
     }
     let sql = format!("INSERT INTO totals VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) {ADD_TO_TOTAL}");
     let mut add = transaction.prepare_cached(&sql)?;
     for row in totals {
+        breathe();
         add.execute(params_from_iter(row))?;
     }
     Ok(())

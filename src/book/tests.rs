@@ -410,7 +410,7 @@ trait Place: Send + Sync {
 /// Folds `entries` into a book.
 fn advance(tables: &mut dyn Tables, head: Head, entries: &[Arc<Stored>]) -> Result<Head, TablesError> {
     let lines: Vec<Line> = entries.iter().map(|stored| Line::of(stored)).collect();
-    projector::advance(tables, head, &lines)
+    projector::advance(tables, head, &lines, &mut || {})
 }
 
 /// Folds in what the book does not have of `entries`, a journal.
@@ -982,4 +982,22 @@ mod on_postgres {
         let expected = (story.head().position, refolded(&story.entries));
         assert_eq!(postgres::read_cube(&place.url()), Ok(Some(expected)));
     }
+}
+
+#[test]
+fn the_projector_pauses_for_longer_than_it_worked_unless_somebody_waits() {
+    const WORKED: Duration = Duration::from_millis(100);
+    let feed = Feed::new();
+    let pause = |feed: &Feed| {
+        let mut breath = projector::Breath::new(feed);
+        std::thread::sleep(WORKED);
+        let began = Instant::now();
+        breath.take();
+        began.elapsed()
+    };
+    assert!(pause(&feed) >= WORKED * limits::BOOK_BREATH);
+
+    let waits = feed.wait_for(1, Instant::now());
+    assert!(!tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(waits));
+    assert!(pause(&feed) < WORKED);
 }

@@ -62,8 +62,9 @@ const APPEND_OUT_OF_TURN: &str = "
     WHERE turn.is_free
       AND CASE WHEN $1::bigint = 0 THEN NOT EXISTS (SELECT FROM journal)
           ELSE (SELECT position = $1 AND hash = $2 FROM journal ORDER BY position DESC LIMIT 1) END";
-/// A journal is only ever read along its index, whatever PostgreSQL believes of its size.
-const SESSION: &str = "SET enable_seqscan = off";
+/// A journal is only ever read along its index, whatever PostgreSQL believes of its size; so how is planned
+/// once and not for every statement.
+const SESSION: &str = "SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan";
 const AFTER: &str =
     "SELECT position, hash, entry FROM journal WHERE position > $1 ORDER BY position LIMIT $2";
 const AT: &str = "
