@@ -89,6 +89,9 @@ pub const HOLD_DAYS_MAX: u16 = 60;
 pub const QUEUE_COMMANDS_MAX: usize = 8192;
 /// Commands decided before one append.
 pub const WRITER_BATCH_COMMANDS_MAX: usize = 1024;
+/// Commands that the writer takes at a time: while these are written it decides the next, which would all
+/// wait if it took whatever is queued.
+pub const WRITER_TAKEN_COMMANDS: usize = 128;
 /// Commands from which a batch is written by another thread while the next is decided.
 pub const WRITER_SENT_COMMANDS_MIN: usize = 48;
 /// How long the writer waits for an append before it looks who has come meanwhile.
@@ -316,6 +319,8 @@ const _: () = assert!(TURN_WAIT.as_millis() < CONTENTION.as_millis());
 const _: () = assert!(TURN_WAIT.as_millis() < POSTGRES_TIMEOUT.as_millis());
 const _: () = assert!(DECISION_TIMEOUT.as_secs() < SHUTDOWN_TIMEOUT.as_secs());
 const _: () = assert!(BATCH_ITEMS_MAX <= WRITER_BATCH_COMMANDS_MAX);
+const _: () = assert!(WRITER_SENT_COMMANDS_MIN <= WRITER_TAKEN_COMMANDS);
+const _: () = assert!(WRITER_TAKEN_COMMANDS <= WRITER_BATCH_COMMANDS_MAX);
 const _: () = assert!(WRITER_BATCH_COMMANDS_MAX <= QUEUE_COMMANDS_MAX);
 const _: () = assert!(BATCH_ITEMS_MAX * 2 * 1024 <= BATCH_BODY_BYTES_MAX);
 const _: () = assert!(BODY_BYTES_MAX < BATCH_BODY_BYTES_MAX);

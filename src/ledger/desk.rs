@@ -82,11 +82,13 @@ struct Batch {
 }
 
 impl Batch {
-    /// Takes what is queued, as much as one batch may have. Whether the writer is to stop.
-    fn fill(&mut self, first: Option<Work>, queue: &Receiver<Work>) -> bool {
+    /// Takes what is queued, some `more` commands but no more than one batch may have. Whether the writer is
+    /// to stop.
+    fn fill(&mut self, more: usize, first: Option<Work>, queue: &Receiver<Work>) -> bool {
         let mut stop = false;
         let mut next = first;
-        while self.commands.len() < limits::WRITER_BATCH_COMMANDS_MAX
+        let enough = (self.commands.len() + more).min(limits::WRITER_BATCH_COMMANDS_MAX);
+        while self.commands.len() < enough
             && let Some(work) = next.take().or_else(|| queue.try_recv().ok())
         {
             match work {
@@ -309,7 +311,7 @@ impl Desk {
                 },
             };
             let mut batch = Batch::default();
-            self.fill(&mut batch, first, queue);
+            self.fill(&mut batch, limits::WRITER_TAKEN_COMMANDS, first, queue);
             let mut prepared = self.prepare(&mut batch, queue);
             // While a batch is written, those who come are decided on top of it; not where others may append
             // in between. What changes how commands are prepared is written first.
@@ -317,7 +319,7 @@ impl Desk {
             {
                 let mut next = Batch::default();
                 let landed = loop {
-                    self.fill(&mut next, None, queue);
+                    self.fill(&mut next, limits::WRITER_TAKEN_COMMANDS, None, queue);
                     self.decide(&mut next);
                     if let Some(landed) = self.appender.wait(&mut batch.rows) {
                         break landed;
@@ -339,7 +341,8 @@ impl Desk {
                 };
                 self.answer(batch, written);
                 batch = next;
-                self.fill(&mut batch, None, queue);
+                let more = limits::WRITER_TAKEN_COMMANDS.saturating_sub(batch.commands.len());
+                self.fill(&mut batch, more, None, queue);
                 prepared = self.prepare(&mut batch, queue);
             }
             let written = prepared.and_then(|_| self.write(&mut batch));
@@ -351,9 +354,9 @@ impl Desk {
         }
     }
 
-    fn fill(&mut self, batch: &mut Batch, first: Option<Work>, queue: &Receiver<Work>) {
+    fn fill(&mut self, batch: &mut Batch, more: usize, first: Option<Work>, queue: &Receiver<Work>) {
         let before = batch.commands.len();
-        self.is_stopping |= batch.fill(first, queue);
+        self.is_stopping |= batch.fill(more, first, queue);
         self.shared.queued.fetch_sub(batch.commands.len() - before, Ordering::Relaxed);
     }
 
@@ -391,7 +394,7 @@ impl Desk {
             }
             if let Some(others) = others? {
                 self.fold_others(others)?;
-                self.fill(batch, None, queue);
+                self.fill(batch, limits::WRITER_BATCH_COMMANDS_MAX, None, queue);
                 turn = Turn::Taken;
             }
         }
