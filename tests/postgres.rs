@@ -270,10 +270,9 @@ fn sell_for(service: &Service, till: &Caller, span: Duration) -> Vec<(Answer, Du
 /// What it takes to answer where nobody is waited for, on a machine that is busy with other tests.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// How long those wait at most who come first after PostgreSQL has fallen silent: for the answer to what was
-/// sent, and for a new connection.
+/// How long those wait at most who come first after PostgreSQL has fallen silent.
 fn until_told() -> Duration {
-    2 * limits::POSTGRES_TIMEOUT + AT_ONCE
+    limits::POSTGRES_TIMEOUT + AT_ONCE
 }
 
 /// Sends sales of which each must be told at once that there is no ledger.

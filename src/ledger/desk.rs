@@ -70,11 +70,12 @@ enum Reply {
 }
 
 /// Commands that were taken together, what was decided about them, and the entries that this rests on.
-#[derive(Default)]
 struct Batch {
     commands: Vec<Command>,
     replies: Vec<Reply>,
     outcomes: Vec<Result<Outcome, Failure>>,
+    /// When it began to be filled.
+    began: Instant,
     /// What is to be appended, and the same entries unencoded.
     rows: Vec<Row>,
     fresh: Vec<Arc<Stored>>,
@@ -82,6 +83,24 @@ struct Batch {
 }
 
 impl Batch {
+    fn new() -> Self {
+        Self {
+            commands: Vec::new(),
+            replies: Vec::new(),
+            outcomes: Vec::new(),
+            began: Instant::now(),
+            rows: Vec::new(),
+            fresh: Vec::new(),
+            undo: Undo::default(),
+        }
+    }
+
+    /// Whether a journal that others share has had all the time there is: nobody is made to wait for it for
+    /// longer, and what became of the entries is found out for those who ask again.
+    fn is_late(&self) -> bool {
+        self.began.elapsed() >= limits::POSTGRES_TIMEOUT
+    }
+
     /// Takes what is queued, some `more` commands but no more than one batch may have. Whether the writer is
     /// to stop.
     fn fill(&mut self, more: usize, first: Option<Work>, queue: &Receiver<Work>) -> bool {
@@ -135,6 +154,12 @@ impl Batch {
                     && row.hash == stored.hash
                     && Hash::of(&row.entry) == row.hash
             })
+    }
+
+    /// Says of each command that it could not be decided.
+    fn give_up(mut self) {
+        self.outcomes = self.commands.iter().map(|_| Err(Failure::Unavailable)).collect();
+        self.answer();
     }
 
     fn answer(self) {
@@ -279,7 +304,7 @@ impl Desk {
         if self.state.journal_id().is_some() {
             return Ok(());
         }
-        let mut batch = Batch::default();
+        let mut batch = Batch::new();
         let now = self.now();
         self.enter(&mut batch, Event::JournalOpened { journal_id }, now)?;
         match self.append(&batch) {
@@ -310,14 +335,22 @@ impl Desk {
                     Err(_) => return,
                 },
             };
-            let mut batch = Batch::default();
+            let mut batch = Batch::new();
             self.fill(&mut batch, limits::WRITER_TAKEN_COMMANDS, first, queue);
+            // Who was queued when a shared journal was found to be away does not wait for it either.
+            if self.shared.is_away() && !batch.commands.is_empty() {
+                batch.give_up();
+                if self.is_stopping && queue.is_empty() {
+                    return;
+                }
+                continue;
+            }
             let mut prepared = self.prepare(&mut batch, queue);
             // While a batch is written, those who come are decided on top of it; not where others may append
             // in between. What changes how commands are prepared is written first.
             while matches!(prepared, Ok(Turn::NotNeeded)) && batch.is_worth_sending() && self.send(&mut batch)
             {
-                let mut next = Batch::default();
+                let mut next = Batch::new();
                 let landed = loop {
                     self.fill(&mut next, limits::WRITER_TAKEN_COMMANDS, None, queue);
                     self.decide(&mut next);
@@ -577,15 +610,15 @@ impl Desk {
         Ok(batch.fresh.is_empty())
     }
 
-    /// After an append whose outcome was not learned: looks a few times whether the entries are in. Where
-    /// the journal is shared they are sent again as long as nothing else is in their place.
+    /// After an append whose outcome was not learned: looks a few times whether the entries are in, unless
+    /// that took all the time there is. Where the journal is shared they are sent again as long as nothing
+    /// else is in their place.
     fn find_out(&self, batch: &Batch, cause: JournalError) -> Result<(), JournalError> {
         const PAUSES_MS: [u64; 4] = [0, 20, 100, 400];
         let Some(expected) = batch.expected() else { return Err(cause) };
-        let began = Instant::now();
         let mut last = cause;
         for pause in PAUSES_MS {
-            if began.elapsed() > limits::POSTGRES_TIMEOUT {
+            if self.shared.is_shared && batch.is_late() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(pause));
@@ -637,8 +670,11 @@ impl Desk {
 
     /// Answers a batch whose entries are durable, or says of each command that it could not be decided.
     fn answer(&mut self, mut batch: Batch, written: Result<(), OpenError>) {
+        let gives_up = self.shared.is_shared && batch.is_late();
         let written = match written {
-            Err(error @ OpenError::Journal(JournalError::Unknown(_))) if self.shared.is_shared => {
+            Err(error @ OpenError::Journal(JournalError::Unknown(_)))
+                if self.shared.is_shared && !gives_up =>
+            {
                 self.write_again(&mut batch, error)
             }
             other => other,
@@ -646,7 +682,7 @@ impl Desk {
         self.tell_trouble(written.as_ref().err());
         if written.is_err() {
             // The journal failed. What only asks can still be answered if the journal can be read.
-            let readable = self.resolve_doubt().is_ok();
+            let readable = !gives_up && self.resolve_doubt().is_ok();
             batch.outcomes = batch
                 .commands
                 .iter()
