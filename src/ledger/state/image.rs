@@ -401,7 +401,7 @@ struct Block {
     keys: Vec<u8>,
 }
 
-/// A key on its way into the index; the shard is counted within the part that one thread fills.
+/// A key on its way into the index.
 type Placed = (Place, Slot);
 
 impl<R: Read + Send> Image<R> {
