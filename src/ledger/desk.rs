@@ -95,12 +95,6 @@ impl Batch {
         }
     }
 
-    /// Whether a journal that others share has had all the time there is: nobody is made to wait for it for
-    /// longer, and what became of the entries is found out for those who ask again.
-    fn is_late(&self) -> bool {
-        self.began.elapsed() >= limits::POSTGRES_TIMEOUT
-    }
-
     /// Takes what is queued, some `more` commands but no more than one batch may have. Whether the writer is
     /// to stop.
     fn fill(&mut self, more: usize, first: Option<Work>, queue: &Receiver<Work>) -> bool {
@@ -610,6 +604,12 @@ impl Desk {
         Ok(batch.fresh.is_empty())
     }
 
+    /// Whether a journal that others share has had all the time there is: nobody is made to wait for it for
+    /// longer, and what became of the entries is found out for those who ask again.
+    fn gives_up(&self, batch: &Batch) -> bool {
+        self.shared.is_shared && batch.began.elapsed() >= limits::POSTGRES_TIMEOUT
+    }
+
     /// After an append whose outcome was not learned: looks a few times whether the entries are in, unless
     /// that took all the time there is. Where the journal is shared they are sent again as long as nothing
     /// else is in their place.
@@ -618,7 +618,7 @@ impl Desk {
         let Some(expected) = batch.expected() else { return Err(cause) };
         let mut last = cause;
         for pause in PAUSES_MS {
-            if self.shared.is_shared && batch.is_late() {
+            if self.gives_up(batch) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(pause));
@@ -670,7 +670,7 @@ impl Desk {
 
     /// Answers a batch whose entries are durable, or says of each command that it could not be decided.
     fn answer(&mut self, mut batch: Batch, written: Result<(), OpenError>) {
-        let gives_up = self.shared.is_shared && batch.is_late();
+        let gives_up = self.gives_up(&batch);
         let written = match written {
             Err(error @ OpenError::Journal(JournalError::Unknown(_)))
                 if self.shared.is_shared && !gives_up =>
