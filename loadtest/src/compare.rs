@@ -578,12 +578,25 @@ pub fn quick(workplace: &Workplace, generator: Generator, out: &Path, seconds: u
     report::write(out, "quick.json", &serde_json::to_string_pretty(&quick)?)
 }
 
-/// The open loop alone, at a rate that is given: where to look for what makes answers late.
-pub fn late(workplace: &Workplace, generator: Generator, rate: u64, seconds: u64) -> Result<()> {
+/// The open loop alone, at a rate that is given: where to look for what makes answers late. On PostgreSQL and
+/// Redis if `is_shared`.
+pub fn late(
+    workplace: &Workplace,
+    generator: Generator,
+    rate: u64,
+    seconds: u64,
+    is_shared: bool,
+) -> Result<()> {
     let binary = process::service_binary()?;
     println!("{}\n", Machine::describe(workplace.path())?.text());
-    let data = workplace.directory("embedded")?;
-    let mut service = Service::start("embedded", &binary, &data, workplace, &[], Vec::new())?;
+    let databases = if is_shared { Some(Databases::start(workplace)?) } else { None };
+    let mut service = match &databases {
+        Some(databases) => start_shared(workplace, &binary, databases)?,
+        None => {
+            let data = workplace.directory("embedded")?;
+            Service::start("embedded", &binary, &data, workplace, &[], Vec::new())?
+        }
+    };
     let run = service.paced(generator, &[Step { rate, length: Duration::from_secs(seconds) }])?;
     service.rest()?;
     service.check_money()?;
@@ -599,7 +612,7 @@ pub fn late(workplace: &Workplace, generator: Generator, rate: u64, seconds: u64
     );
     let p99: Vec<u64> = run.seconds.iter().map(|second| Latency::of(second).p99_us).collect();
     println!("p99 by second, ms: {}", by_second(&p99));
-    Ok(())
+    databases.map_or(Ok(()), Databases::stop)
 }
 
 /// Honest and dishonest tills together: the figures matter less than that every answer was right.

@@ -77,8 +77,11 @@ enum Command {
         #[arg(long, default_value_t = 30)]
         seconds: u64,
     },
-    /// How late answers are at a given rate, second by second: the open loop alone, on the embedded journal
+    /// How late answers are at a given rate, second by second: the open loop alone
     Late {
+        /// On PostgreSQL and Redis; else on the embedded journal
+        #[arg(long)]
+        shared: bool,
         /// Claims a second
         #[arg(long, default_value_t = 15_000)]
         rate: u64,
@@ -237,7 +240,9 @@ fn measure(workplace: &Workplace, settings: &Settings, command: Option<Command>)
             compare::run(workplace, generator, out, lengths)
         }
         Some(Command::Quick { seconds }) => compare::quick(workplace, generator, out, seconds),
-        Some(Command::Late { rate, seconds }) => compare::late(workplace, generator, rate, seconds),
+        Some(Command::Late { shared, rate, seconds }) => {
+            compare::late(workplace, generator, rate, seconds, shared)
+        }
         Some(Command::Ledger) => {
             let machine = machine::Machine::describe(workplace.path())?;
             println!("{}", machine.text());
