@@ -159,8 +159,7 @@ impl Field {
             },
             Subject::Plain => match (&self.plain, &self.databases) {
                 (Some(server), Some(databases)) => {
-                    let beside = databases.postgres.processes();
-                    subject::plain(server, &beside, &self.tokens, generator, span)?
+                    subject::plain(server, &databases.postgres, &self.tokens, generator, span)?
                 }
                 _ => return Ok(None),
             },
@@ -192,8 +191,7 @@ impl Field {
 pub fn start_shared(workplace: &Workplace, binary: &Path, databases: &Databases) -> Result<Service> {
     let url = databases.postgres.database("subsidy_pos")?;
     let settings = [("LEDGER__URL", url.as_str()), ("SHIELD__URL", databases.redis.url.as_str())];
-    let mut beside = databases.postgres.processes();
-    beside.push(databases.redis.id());
+    let beside = vec![databases.postgres.id(), databases.redis.id()];
     Service::start("shared", binary, &workplace.directory("shared")?, workplace, &settings, beside)
 }
 

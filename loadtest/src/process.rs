@@ -348,11 +348,9 @@ impl Postgres {
         format!("postgres://postgres@127.0.0.1:{}/{name}", self.port)
     }
 
-    /// The processes that serve it now.
-    pub fn processes(&self) -> Vec<u32> {
-        let mut processes = vec![self.process.id()];
-        processes.extend(children(self.process.id()));
-        processes
+    /// Its first process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Ends it.
@@ -361,11 +359,12 @@ impl Postgres {
     }
 }
 
-/// The children of a process.
-fn children(process: u32) -> Vec<u32> {
+/// A process and the children that it has now: PostgreSQL has one for each connection.
+pub fn with_children(process: u32) -> Vec<u32> {
     let path = format!("/proc/{process}/task/{process}/children");
     let text = fs::read_to_string(path).unwrap_or_default();
-    text.split_ascii_whitespace().filter_map(|child| child.parse().ok()).collect()
+    let children = text.split_ascii_whitespace().filter_map(|child| child.parse().ok());
+    std::iter::once(process).chain(children).collect()
 }
 
 fn postgres_bin() -> Result<PathBuf> {

@@ -76,10 +76,9 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path) -> Result<()
                 service.claims(generator, SPAN, Shares::default(), &mut || Ok(()))
             };
             let measured = match number {
-                PLAIN => subject::plain(&plain, &databases.postgres.processes(), &tokens, generator, SPAN)?,
+                PLAIN => subject::plain(&plain, &databases.postgres, &tokens, generator, SPAN)?,
                 PLAIN_ONE_FUND => {
-                    let beside = databases.postgres.processes();
-                    subject::plain(&plain_one_fund, &beside, &tokens, generator, SPAN)?
+                    subject::plain(&plain_one_fund, &databases.postgres, &tokens, generator, SPAN)?
                 }
                 REPLAYS => service.replays(generator, SPAN)?,
                 THREE => {

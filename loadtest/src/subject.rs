@@ -13,7 +13,7 @@ use crate::book::BookWatch;
 use crate::ceiling::Parse;
 use crate::client::{self, Connection};
 use crate::load::{self, Measured, Paced, Span, Step, Target};
-use crate::process::{Postgres, Redis, Server, Tokens, Workplace};
+use crate::process::{self, Postgres, Redis, Server, Tokens, Workplace};
 use crate::report::Latency;
 use crate::sale::{self, Numbers, Request, TillClock};
 use crate::script::{Batches, Claims, Quotes, Replays, Shares, Trust, settle};
@@ -74,7 +74,7 @@ pub struct Service {
     /// Further processes that share its ledger.
     others: Vec<Server>,
     tokens: Tokens,
-    /// Its databases, whose time on the processors counts as the service's.
+    /// Its databases, whose time on the processors counts as the service's, with that of their children.
     beside: Vec<u32>,
     granted_fen: u64,
 }
@@ -105,7 +105,8 @@ impl Service {
     /// Where load goes.
     fn target(&self, generator: Generator) -> Target {
         let servers = || std::iter::once(&self.server).chain(&self.others);
-        let processes = servers().map(Server::id).chain(self.beside.iter().copied()).collect();
+        let beside = self.beside.iter().copied().flat_map(process::with_children);
+        let processes = servers().map(Server::id).chain(beside).collect();
         let addresses = servers().map(|server| server.address).collect();
         Target { addresses, processes, threads: generator.threads }
     }
@@ -268,16 +269,16 @@ pub fn ceiling_paced(
     load::open(&target, steps, unchecked_scripts(tokens, generator, Trust::StatusOnly), &mut |_| {})
 }
 
-/// The plain service: amounts are checked, the rest of its answers is its own.
+/// The plain service on its database: amounts are checked, the rest of its answers is its own.
 pub fn plain(
     server: &Server,
-    beside: &[u32],
+    postgres: &Postgres,
     tokens: &Tokens,
     generator: Generator,
     span: Span,
 ) -> Result<Round> {
     let mut processes = vec![server.id()];
-    processes.extend(beside);
+    processes.extend(process::with_children(postgres.id()));
     unchecked(server.address, processes, tokens, generator, span, Trust::Amount)
 }
 
