@@ -166,7 +166,7 @@ struct Asked<'a> {
 
 fn make(state: &State, draft: &Draft, now: Timestamp) -> Deciding {
     let keys = &draft.keys;
-    if state.hash_keys().iter().any(|(hash_key, check)| draft.hash_keys.get(hash_key) != Some(check)) {
+    if !draft.was_hashed_under(state.hash_keys()) {
         return Err(Refusal::HashKeyMissing.into());
     }
     let request = state.request(&keys.request, now);

@@ -127,7 +127,19 @@ pub struct Draft {
     pub is_twin: bool,
 }
 
+impl Draft {
+    /// Whether the consumer was hashed under each of these keys that the journal uses.
+    pub fn was_hashed_under(&self, hash_keys: &BTreeMap<Arc<str>, Arc<str>>) -> bool {
+        hash_keys.iter().all(|(hash_key, check)| self.hash_keys.get(hash_key) == Some(check))
+    }
+}
+
 impl DraftKeys {
+    /// Whether `fingerprint` is that of the same content, under whichever live hash key.
+    pub fn is_content(&self, fingerprint: &Key) -> bool {
+        self.fingerprints.iter().any(|(_, own)| own == fingerprint)
+    }
+
     /// Every key that is looked for when the claim is decided.
     pub fn iter(&self) -> impl Iterator<Item = &Key> {
         [&self.request, &self.order_line]

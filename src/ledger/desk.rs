@@ -651,7 +651,7 @@ impl Desk {
     /// What was folded is durable.
     fn settle(&mut self, batch: &mut Batch) {
         batch.undo.clear();
-        self.shared.recent.keep(&mut batch.rows);
+        self.shared.recent.keep(&batch.fresh);
         let Some(last) = batch.fresh.last() else { return };
         self.observer.appended(&batch.fresh);
         if batch.is_published() {

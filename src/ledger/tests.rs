@@ -393,6 +393,120 @@ fn a_command_whose_entry_cannot_be_folded_fails_alone() {
     writer.stop();
 }
 
+/// A claim with the gate closed: what is answered all the same was not waited for.
+fn at_once(memory: &Memory, ledger: &Ledger, command: Command) -> Option<Result<Outcome, Failure>> {
+    memory.gate.set(Some(0));
+    // Something is being written meanwhile, and whoever comes after it waits.
+    let (busy, number) = (ledger.clone(), 1_000 + ledger.position());
+    let writing = std::thread::spawn(move || ask(&busy, make(number, number, number, Mode::Redeem)));
+    std::thread::sleep(Duration::from_millis(50));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let asked = async { tokio::time::timeout(Duration::from_millis(100), ledger.submit(command)).await };
+    let answered = runtime.block_on(asked).ok();
+    memory.gate.set(None);
+    claim_at(writing.join().unwrap());
+    answered
+}
+
+#[test]
+fn a_claim_asked_for_again_is_answered_at_once_where_nobody_else_appends() {
+    let memory = Memory::private();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(100_000_000)).unwrap();
+    let made = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    let again = claim_at(at_once(&memory, &ledger, make(1, 1, 1, Mode::Redeem)).unwrap());
+    assert_eq!((again.position, again.unchanged), (made.position, true));
+    assert_eq!(again.fresh, made.fresh, "the entry itself");
+
+    let other_content = at_once(&memory, &ledger, make(1, 1, 2, Mode::Redeem));
+    assert!(other_content.is_none(), "the state has to say what is wrong: {other_content:?}");
+    let Err(Failure::Refused(refusal)) = ask(&ledger, make(1, 1, 2, Mode::Redeem)) else { panic!("reused") };
+    assert!(matches!(*refusal, Refusal::IdempotencyKeyReused));
+    writer.stop();
+}
+
+#[test]
+fn a_claim_that_is_being_written_is_not_answered_before_it_is() {
+    let memory = Memory::private();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(100_000_000)).unwrap();
+    let number = 1_000 + ledger.position();
+    let answered = at_once(&memory, &ledger, make(number, number, number, Mode::Redeem));
+    assert!(answered.is_none(), "its entry is not durable: {answered:?}");
+    writer.stop();
+}
+
+#[test]
+fn what_a_request_stands_for_once_its_claim_has_moved_is_left_to_the_state() {
+    let memory = Memory::private();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(100_000_000)).unwrap();
+    let held = claim_at(ask(&ledger, make(1, 1, 1, Mode::Hold)));
+    let Event::ClaimMade(made) = &held.fresh.unwrap().entry.event else { panic!("a claim") };
+    let by = Submitter { retailer: retailer(), platform: None };
+    ask(&ledger, Command::Release { by, claim_id: made.claim_id }).unwrap();
+    assert!(at_once(&memory, &ledger, make(1, 1, 1, Mode::Hold)).is_none());
+    let again = claim_at(ask(&ledger, make(1, 1, 1, Mode::Hold)));
+    assert_eq!((again.position, again.unchanged), (held.position, true), "it gets the first answer");
+
+    claim_at(ask(&ledger, make(2, 2, 2, Mode::Redeem)));
+    let request = draft(2, 2, 2, Mode::Redeem, Clock::default().now()).keys.request;
+    ask(&ledger, Command::Cancel { request }).unwrap();
+    let Err(Failure::Refused(refusal)) = ask(&ledger, make(2, 2, 2, Mode::Redeem)) else {
+        panic!("it was cancelled")
+    };
+    assert!(matches!(*refusal, Refusal::Cancelled));
+    writer.stop();
+}
+
+#[test]
+fn a_shared_journal_is_looked_at_before_a_claim_is_answered_again() {
+    let memory = Memory::default();
+    let (one, first) = open(&memory, Clock::default());
+    ask(&one, Command::Activate(shipped())).unwrap();
+    ask(&one, fund(100_000_000)).unwrap();
+    claim_at(ask(&one, make(1, 1, 1, Mode::Redeem)));
+    let (two, second) = open(&memory, Clock::default());
+    let request = draft(1, 1, 1, Mode::Redeem, Clock::default().now()).keys.request;
+    ask(&two, Command::Cancel { request }).unwrap();
+    let Err(Failure::Refused(refusal)) = ask(&one, make(1, 1, 1, Mode::Redeem)) else {
+        panic!("the other process has cancelled it")
+    };
+    assert!(matches!(*refusal, Refusal::Cancelled));
+    first.stop();
+    second.stop();
+}
+
+#[test]
+fn the_last_entries_are_kept_and_their_requests_with_them() {
+    let memory = Memory::private();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(100_000_000_000)).unwrap();
+    let first = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let many = |numbers: std::ops::Range<u64>| {
+        let commands = numbers.map(|number| make(number, number, number, Mode::Redeem)).collect();
+        runtime.block_on(ledger.submit_all(commands)).unwrap().into_iter().map(claim_at).last().unwrap()
+    };
+    let kept = limits::RECENT_ENTRIES as u64;
+    let mut last = first.position;
+    for number in (2..=kept).step_by(500) {
+        last = many(number..(number + 500).min(kept + 1)).position;
+    }
+    assert_eq!(last, first.position + kept - 1, "as many as are kept, the first of them the oldest");
+    let oldest = at_once(&memory, &ledger, make(1, 1, 1, Mode::Redeem));
+    assert_eq!(claim_at(oldest.unwrap()).position, first.position);
+    // The claim beside it has taken its place.
+    assert!(at_once(&memory, &ledger, make(1, 1, 1, Mode::Redeem)).is_none());
+    let again = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    assert_eq!((again.position, again.fresh.is_none()), (first.position, true), "the journal has it");
+    writer.stop();
+}
+
 /// Has a batch as big as can be written while a claim is decided on top of it, the claim being for a
 /// device of the batch; what happens to the batch's append is `fault`, and another process may come first.
 /// Gives what became of the batch's claim, of the one on top and of a question that came with it.

@@ -12,7 +12,7 @@ use crossbeam_channel::{Sender, TrySendError};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::command::{Command, Failure, Outcome, Stored};
+use super::command::{ClaimAt, Command, Draft, Failure, Outcome, Stored};
 use super::desk::Desk;
 use super::entry::{ClaimMade, Effects, Entry, Hash, Key};
 use super::recent::Recent;
@@ -182,12 +182,28 @@ impl Ledger {
     /// [`limits::DECISION_TIMEOUT`] has passed: then the outcome is found by asking again. The command is
     /// carried out even if the caller goes away.
     pub async fn submit(&self, command: Command) -> Result<Outcome, Failure> {
+        if let Command::Make(draft) = &command
+            && let Some(claim) = self.made_before(draft)
+        {
+            return Ok(Outcome::Claim(claim));
+        }
         let (reply, outcome) = oneshot::channel();
         self.enqueue(Work::One(command, reply))?;
         match tokio::time::timeout(limits::DECISION_TIMEOUT, outcome).await {
             Ok(Ok(outcome)) => outcome,
             _ => Err(Failure::Unavailable),
         }
+    }
+
+    /// The claim that `draft` asks for again, if it was made a short while ago and has not moved since. Only
+    /// where nobody else appends to the journal: else it must be looked at first.
+    fn made_before(&self, draft: &Draft) -> Option<ClaimAt> {
+        let is_alone = !self.shared.is_shared && self.shared.trouble.load().is_none();
+        if !is_alone || !draft.was_hashed_under(&self.published().hash_keys) {
+            return None;
+        }
+        let stored = self.shared.recent.claim_of(draft)?;
+        Some(ClaimAt { position: stored.entry.position, fresh: Some(stored), unchanged: true })
     }
 
     /// The same for many that are to be appended together; answers are in their order.
@@ -234,13 +250,13 @@ impl Ledger {
 
     /// Entries, their hashes checked, in the order asked for.
     pub async fn stored_all(&self, positions: &[u64]) -> Result<Vec<Arc<Stored>>, Failure> {
-        let rows = match self.shared.recent.rows(positions) {
-            Some(rows) => rows,
-            None => self.reader.rows(positions).await.map_err(|error| {
-                tracing::error!(%error, "entries could not be read");
-                Failure::Unavailable
-            })?,
-        };
+        if let Some(entries) = self.shared.recent.entries(positions) {
+            return Ok(entries);
+        }
+        let rows = self.reader.rows(positions).await.map_err(|error| {
+            tracing::error!(%error, "entries could not be read");
+            Failure::Unavailable
+        })?;
         rows.iter()
             .map(|row| {
                 stored(row).map(Arc::new).map_err(|error| {
