@@ -158,7 +158,7 @@ pub const PERSON_LIMIT_MAX: u16 = 100;
 pub const LEDGER_PROBE: Duration = Duration::from_millis(100);
 /// Times in a row that a batch is decided again because another process appended first.
 pub const WRITER_LOST_RACES_MAX: usize = 32;
-/// Entries appended last that are kept in memory for those who ask again: some 10 MB.
+/// Entries appended last that are kept in memory for those who ask again: some 10 MB of usual claims.
 pub const RECENT_ENTRIES: usize = 8192;
 /// How often a process looks whether it still is as its journal says a process should be.
 pub const WATCH_PACE: Duration = Duration::from_secs(1);

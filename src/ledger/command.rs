@@ -306,7 +306,7 @@ pub enum Outcome {
 pub struct ClaimAt {
     /// The entry's position.
     pub position: u64,
-    /// The entry itself where it was made just now.
+    /// The entry itself where it is at hand.
     pub fresh: Option<Arc<Stored>>,
     /// Whether this repeats what was answered before, or nothing had to be done.
     pub unchanged: bool,

@@ -513,6 +513,9 @@ impl Desk {
             .map_err(|cause| OpenError::Unwritable { position: entry.position, cause })?;
         let hash = Hash::of(self.encoded.as_bytes());
         self.state.fold(&entry, hash, Some(&mut batch.undo))?;
+        if let Event::ClaimMoved(moved) = &entry.event {
+            self.shared.recent.moves(moved.made);
+        }
         batch.rows.push(Row { position: entry.position, hash, entry: self.encoded.as_bytes().into() });
         let stored = Arc::new(Stored { entry, hash });
         batch.fresh.push(Arc::clone(&stored));
@@ -563,6 +566,7 @@ impl Desk {
     /// After an append that failed: finds out what became of it. Whether the entries are in the journal;
     /// if not, the batch was decided anew on what is.
     fn recover(&mut self, batch: &mut Batch, error: JournalError) -> Result<bool, OpenError> {
+        self.shared.recent.forget_requests();
         let error = match error {
             JournalError::Moved => JournalError::Moved,
             error if batch.fresh.is_empty() => error,
@@ -651,13 +655,14 @@ impl Desk {
     /// What was folded is durable.
     fn settle(&mut self, batch: &mut Batch) {
         batch.undo.clear();
-        self.shared.recent.keep(&batch.fresh);
         let Some(last) = batch.fresh.last() else { return };
         self.observer.appended(&batch.fresh);
         if batch.is_published() {
             self.publish();
         }
         self.shared.position.store(last.entry.position, Ordering::Release);
+        // Last: whoever is answered from these finds them wherever else he looks.
+        self.shared.recent.keep(&batch.fresh);
     }
 
     /// What was folded is not in the journal.
@@ -736,6 +741,7 @@ impl Desk {
 
     /// The same, the first of their rows having been read.
     fn fold_others(&mut self, first: Vec<Row>) -> Result<(), OpenError> {
+        self.shared.recent.forget_requests();
         let before = self.state.head();
         let mut is_news = false;
         let caught_up =

@@ -1,7 +1,7 @@
 //! The entries appended last, kept for whoever asks again at once: a till that lost its answer.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::command::{Draft, Stored};
 use super::entry::{ClaimMade, Event, Key};
@@ -13,14 +13,9 @@ pub(super) struct Recent(RwLock<Kept>);
 
 struct Kept {
     entries: Vec<Option<Arc<Stored>>>,
-    /// Where the claims are that have not moved since they were made, by their requests.
-    requests: HashMap<Key, u64>,
-}
-
-impl Default for Recent {
-    fn default() -> Self {
-        Self(RwLock::new(Kept { entries: vec![None; limits::RECENT_ENTRIES], requests: HashMap::new() }))
-    }
+    /// Where the claims are that have not moved since they were made, by their requests. None where others may
+    /// move them. To forget one is always safe: its request is decided by the state.
+    requests: Option<HashMap<Key, u64>>,
 }
 
 fn place(position: u64) -> usize {
@@ -42,54 +37,95 @@ impl Kept {
 
     /// Forgets the request of a claim, if that is still the one that stands for it.
     fn forget_request(&mut self, stored: &Stored) {
-        if let Some(made) = claim_made(stored)
-            && self.requests.get(&made.keys.request) == Some(&stored.entry.position)
+        if let (Some(made), Some(requests)) = (claim_made(stored), &mut self.requests)
+            && requests.get(&made.keys.request) == Some(&stored.entry.position)
         {
-            self.requests.remove(&made.keys.request);
+            requests.remove(&made.keys.request);
+        }
+    }
+
+    /// Forgets the request of the claim that was made at this position.
+    fn forget_claim(&mut self, made: u64) {
+        if let Some(made) = self.at(made).map(Arc::clone) {
+            self.forget_request(&made);
         }
     }
 
     /// Keeps an entry, and gives back the one that had its place.
     fn keep(&mut self, stored: Arc<Stored>) -> Option<Arc<Stored>> {
+        let position = stored.entry.position;
+        if let Some(former) = self.entries.get(place(position))?.clone() {
+            self.forget_request(&former);
+        }
         match &stored.entry.event {
             Event::ClaimMade(made) => {
-                self.requests.insert(made.keys.request, stored.entry.position);
-            }
-            Event::ClaimMoved(moved) => {
-                if let Some(made) = self.at(moved.made).map(Arc::clone) {
-                    self.forget_request(&made);
+                if let Some(requests) = &mut self.requests {
+                    requests.insert(made.keys.request, position);
                 }
             }
+            Event::ClaimMoved(moved) => self.forget_claim(moved.made),
             _ => {}
         }
-        let former = self.entries.get_mut(place(stored.entry.position))?.replace(stored)?;
-        self.forget_request(&former);
-        Some(former)
+        self.entries.get_mut(place(position))?.replace(stored)
     }
 }
 
 impl Recent {
-    /// Keeps entries that are durable now.
+    /// Of a journal that nobody else appends to, unless it is shared.
+    pub fn new(is_shared: bool) -> Self {
+        let requests = (!is_shared).then(HashMap::new);
+        Self(RwLock::new(Kept { entries: vec![None; limits::RECENT_ENTRIES], requests }))
+    }
+
+    fn change(&self) -> RwLockWriteGuard<'_, Kept> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self) -> RwLockReadGuard<'_, Kept> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps entries that are durable now, and known to be to whoever asks for the journal's head.
     pub fn keep(&self, fresh: &[Arc<Stored>]) {
         let former: Vec<Option<Arc<Stored>>> = {
-            let mut kept = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            let mut kept = self.change();
             fresh.iter().map(|stored| kept.keep(Arc::clone(stored))).collect()
         };
-        // They are freed when nobody waits for it.
+        // They are freed without the lock.
         drop(former);
+    }
+
+    /// Says that the claim made at this position is about to move: once that is durable somebody may see it, and
+    /// nobody is to be answered from before it then.
+    pub fn moves(&self, made: u64) {
+        self.change().forget_claim(made);
+    }
+
+    /// Says that what a request stands for is about to change.
+    pub fn forget(&self, request: &Key) {
+        if let Some(requests) = &mut self.change().requests {
+            requests.remove(request);
+        }
+    }
+
+    /// Says that the journal may have, or turn out to have, what this process has not appended.
+    pub fn forget_requests(&self) {
+        if let Some(requests) = &mut self.change().requests {
+            requests.clear();
+        }
     }
 
     /// The entries at these positions, in the order asked for; `None` unless all are here.
     pub fn entries(&self, positions: &[u64]) -> Option<Vec<Arc<Stored>>> {
-        let kept = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.look();
         positions.iter().map(|position| kept.at(*position).map(Arc::clone)).collect()
     }
 
     /// The entry that made the claim which `draft` asks for again, with the same content. Not where the claim
     /// has moved since: what its request stands for then is for the state to say.
     pub fn claim_of(&self, draft: &Draft) -> Option<Arc<Stored>> {
-        let kept = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let stored = kept.at(*kept.requests.get(&draft.keys.request)?)?;
+        let kept = self.look();
+        let stored = kept.at(*kept.requests.as_ref()?.get(&draft.keys.request)?)?;
         let is_same = draft.keys.is_content(&claim_made(stored)?.fingerprint);
         is_same.then(|| Arc::clone(stored))
     }

@@ -1,6 +1,7 @@
 //! The ledger on a journal in memory that can be made to fail, to lose answers and to be written by
 //! another process.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -61,6 +62,8 @@ struct Gate {
     /// How many may pass; any number where none is given.
     may_pass: Mutex<Option<usize>>,
     changed: Condvar,
+    /// How many have come to it.
+    arrivals: AtomicUsize,
 }
 
 impl Gate {
@@ -70,6 +73,7 @@ impl Gate {
     }
 
     fn pass(&self) {
+        self.arrivals.fetch_add(1, Ordering::SeqCst);
         let closed = |may_pass: &mut Option<usize>| *may_pass == Some(0);
         let mut may_pass = self.changed.wait_while(self.may_pass.lock().unwrap(), closed).unwrap();
         *may_pass = may_pass.map(|count| count - 1);
@@ -393,57 +397,107 @@ fn a_command_whose_entry_cannot_be_folded_fails_alone() {
     writer.stop();
 }
 
-/// A claim with the gate closed: what is answered all the same was not waited for.
-fn at_once(memory: &Memory, ledger: &Ledger, command: Command) -> Option<Result<Outcome, Failure>> {
+/// What is answered to `command` while `busy` is being written: whoever has to wait for the writer waits for
+/// that, and gets nothing.
+fn meanwhile(memory: &Memory, ledger: &Ledger, busy: Command, command: Command) -> Option<Outcome> {
+    let at_gate = memory.gate.arrivals.load(Ordering::SeqCst);
     memory.gate.set(Some(0));
-    // Something is being written meanwhile, and whoever comes after it waits.
-    let (busy, number) = (ledger.clone(), 1_000 + ledger.position());
-    let writing = std::thread::spawn(move || ask(&busy, make(number, number, number, Mode::Redeem)));
-    std::thread::sleep(Duration::from_millis(50));
+    let other = ledger.clone();
+    let writing = std::thread::spawn(move || ask(&other, busy));
+    while memory.gate.arrivals.load(Ordering::SeqCst) == at_gate {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let answered = soon(ledger, command);
+    memory.gate.set(None);
+    writing.join().unwrap().unwrap();
+    answered
+}
+
+/// What is answered to `command` without waiting for anything.
+fn soon(ledger: &Ledger, command: Command) -> Option<Outcome> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let asked = async { tokio::time::timeout(Duration::from_millis(100), ledger.submit(command)).await };
-    let answered = runtime.block_on(asked).ok();
-    memory.gate.set(None);
-    claim_at(writing.join().unwrap());
-    answered
+    runtime.block_on(asked).ok().map(Result::unwrap)
+}
+
+/// The same while a claim of somebody else is being written.
+fn at_once(memory: &Memory, ledger: &Ledger, command: Command) -> Option<Outcome> {
+    let number = 1_000_000 + ledger.position();
+    meanwhile(memory, ledger, make(number, number, number, Mode::Redeem), command)
+}
+
+fn refusal(outcome: Result<Outcome, Failure>) -> Refusal {
+    match outcome {
+        Err(Failure::Refused(refusal)) => *refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn cancel(number: u64) -> Command {
+    let request = draft(number, 0, 0, Mode::Redeem, Clock::default().now()).keys.request;
+    Command::Cancel { request }
+}
+
+/// A ledger of its own with a fund.
+fn funded() -> (Memory, Ledger, Writer) {
+    let memory = Memory::private();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(100_000_000_000)).unwrap();
+    (memory, ledger, writer)
 }
 
 #[test]
 fn a_claim_asked_for_again_is_answered_at_once_where_nobody_else_appends() {
-    let memory = Memory::private();
-    let (ledger, writer) = open(&memory, Clock::default());
-    ask(&ledger, Command::Activate(shipped())).unwrap();
-    ask(&ledger, fund(100_000_000)).unwrap();
+    let (memory, ledger, writer) = funded();
     let made = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
-    let again = claim_at(at_once(&memory, &ledger, make(1, 1, 1, Mode::Redeem)).unwrap());
+    let again = claim_at(at_once(&memory, &ledger, make(1, 1, 1, Mode::Redeem)).ok_or(Failure::Overloaded));
     assert_eq!((again.position, again.unchanged), (made.position, true));
     assert_eq!(again.fresh, made.fresh, "the entry itself");
 
     let other_content = at_once(&memory, &ledger, make(1, 1, 2, Mode::Redeem));
     assert!(other_content.is_none(), "the state has to say what is wrong: {other_content:?}");
-    let Err(Failure::Refused(refusal)) = ask(&ledger, make(1, 1, 2, Mode::Redeem)) else { panic!("reused") };
-    assert!(matches!(*refusal, Refusal::IdempotencyKeyReused));
+    let refused = refusal(ask(&ledger, make(1, 1, 2, Mode::Redeem)));
+    assert!(matches!(refused, Refusal::IdempotencyKeyReused));
     writer.stop();
 }
 
 #[test]
-fn a_claim_that_is_being_written_is_not_answered_before_it_is() {
-    let memory = Memory::private();
-    let (ledger, writer) = open(&memory, Clock::default());
-    ask(&ledger, Command::Activate(shipped())).unwrap();
-    ask(&ledger, fund(100_000_000)).unwrap();
-    let number = 1_000 + ledger.position();
-    let answered = at_once(&memory, &ledger, make(number, number, number, Mode::Redeem));
+fn a_claim_is_not_answered_again_before_it_is_durable_and_in_the_journals_head() {
+    let (memory, ledger, writer) = funded();
+    let answered = meanwhile(&memory, &ledger, make(1, 1, 1, Mode::Redeem), make(1, 1, 1, Mode::Redeem));
     assert!(answered.is_none(), "its entry is not durable: {answered:?}");
+    writer.stop();
+
+    // Held up after it was written, before anybody is told.
+    struct Slow(Arc<Gate>);
+    impl Observer for Slow {
+        fn appended(&mut self, _: &[Arc<Stored>]) {
+            self.0.pass();
+        }
+        fn batch(&mut self, _: usize, _: Duration) {}
+    }
+    let telling = Arc::new(Gate::default());
+    let reader = Arc::new(memory.clone());
+    let observer = Box::new(Slow(Arc::clone(&telling)));
+    let (ledger, writer) =
+        Ledger::open(Box::new(memory.clone()), reader, Clock::default(), JOURNAL_ID, observer).unwrap();
+    telling.set(Some(0));
+    let other = ledger.clone();
+    let first = std::thread::spawn(move || ask(&other, make(2, 2, 2, Mode::Redeem)));
+    while telling.arrivals.load(Ordering::SeqCst) == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let answered = soon(&ledger, make(2, 2, 2, Mode::Redeem));
+    assert!(answered.is_none(), "the journal's head is still before it: {answered:?}");
+    telling.set(None);
+    claim_at(first.join().unwrap());
     writer.stop();
 }
 
 #[test]
 fn what_a_request_stands_for_once_its_claim_has_moved_is_left_to_the_state() {
-    let memory = Memory::private();
-    let (ledger, writer) = open(&memory, Clock::default());
-    ask(&ledger, Command::Activate(shipped())).unwrap();
-    ask(&ledger, fund(100_000_000)).unwrap();
+    let (memory, ledger, writer) = funded();
     let held = claim_at(ask(&ledger, make(1, 1, 1, Mode::Hold)));
     let Event::ClaimMade(made) = &held.fresh.unwrap().entry.event else { panic!("a claim") };
     let by = Submitter { retailer: retailer(), platform: None };
@@ -453,12 +507,78 @@ fn what_a_request_stands_for_once_its_claim_has_moved_is_left_to_the_state() {
     assert_eq!((again.position, again.unchanged), (held.position, true), "it gets the first answer");
 
     claim_at(ask(&ledger, make(2, 2, 2, Mode::Redeem)));
-    let request = draft(2, 2, 2, Mode::Redeem, Clock::default().now()).keys.request;
-    ask(&ledger, Command::Cancel { request }).unwrap();
-    let Err(Failure::Refused(refusal)) = ask(&ledger, make(2, 2, 2, Mode::Redeem)) else {
-        panic!("it was cancelled")
+    let answered = meanwhile(&memory, &ledger, cancel(2), make(2, 2, 2, Mode::Redeem));
+    assert!(answered.is_none(), "its cancellation may be in the journal already: {answered:?}");
+    assert!(matches!(refusal(ask(&ledger, make(2, 2, 2, Mode::Redeem))), Refusal::Cancelled));
+    writer.stop();
+}
+
+#[test]
+fn a_cancellation_that_came_before_its_claim_was_written_is_not_passed_over() {
+    let (memory, ledger, writer) = funded();
+    let at_gate = memory.gate.arrivals.load(Ordering::SeqCst);
+    let arrived = |count| {
+        while memory.gate.arrivals.load(Ordering::SeqCst) < at_gate + count {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     };
-    assert!(matches!(*refusal, Refusal::Cancelled));
+    memory.gate.set(Some(0));
+    let asked = |command| {
+        let ledger = ledger.clone();
+        std::thread::spawn(move || ask(&ledger, command))
+    };
+    let making = asked(make(1, 1, 1, Mode::Redeem));
+    arrived(1);
+    let cancelling = asked(cancel(1));
+    while ledger.queued() == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    memory.gate.set(Some(1));
+    claim_at(making.join().unwrap());
+    arrived(2);
+    let answered = soon(&ledger, make(1, 1, 1, Mode::Redeem));
+    assert!(answered.is_none(), "its cancellation is being written: {answered:?}");
+    memory.gate.set(None);
+    cancelling.join().unwrap().unwrap();
+    assert!(matches!(refusal(ask(&ledger, make(1, 1, 1, Mode::Redeem))), Refusal::Cancelled));
+    writer.stop();
+}
+
+#[test]
+fn a_cancellation_that_was_found_in_the_journal_later_counts() {
+    let (memory, ledger, writer) = funded();
+    claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    memory.faults.lock().unwrap().push(Fault::LoseAnswer);
+    *memory.unreadable.lock().unwrap() = true;
+    assert!(matches!(ask(&ledger, cancel(1)), Err(Failure::Unavailable)));
+    assert!(matches!(ask(&ledger, make(1, 1, 1, Mode::Redeem)), Err(Failure::Unavailable)));
+    *memory.unreadable.lock().unwrap() = false;
+    ask(&ledger, Command::Funds).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(refusal(ask(&ledger, make(1, 1, 1, Mode::Redeem))), Refusal::Cancelled));
+    }
+    writer.stop();
+}
+
+#[test]
+fn while_it_is_not_known_what_was_appended_no_claim_is_answered_again() {
+    let (memory, ledger, writer) = funded();
+    claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    memory.faults.lock().unwrap().push(Fault::Unreadable);
+    assert!(matches!(ask(&ledger, make(2, 2, 2, Mode::Redeem)), Err(Failure::Unavailable)));
+    assert!(matches!(ask(&ledger, make(1, 1, 1, Mode::Redeem)), Err(Failure::Unavailable)));
+    *memory.unreadable.lock().unwrap() = false;
+    assert!(claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem))).unchanged);
+    writer.stop();
+}
+
+#[test]
+fn a_claim_asked_for_again_without_a_hash_key_of_the_journal_is_refused() {
+    let (_, ledger, writer) = funded();
+    claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
+    let (key, check) = ("hmac-sha256/k2".into(), "another".into());
+    ask(&ledger, Command::IntroduceHashKey { key, check }).unwrap();
+    assert!(matches!(refusal(ask(&ledger, make(1, 1, 1, Mode::Redeem))), Refusal::HashKeyMissing));
     writer.stop();
 }
 
@@ -470,22 +590,16 @@ fn a_shared_journal_is_looked_at_before_a_claim_is_answered_again() {
     ask(&one, fund(100_000_000)).unwrap();
     claim_at(ask(&one, make(1, 1, 1, Mode::Redeem)));
     let (two, second) = open(&memory, Clock::default());
-    let request = draft(1, 1, 1, Mode::Redeem, Clock::default().now()).keys.request;
-    ask(&two, Command::Cancel { request }).unwrap();
-    let Err(Failure::Refused(refusal)) = ask(&one, make(1, 1, 1, Mode::Redeem)) else {
-        panic!("the other process has cancelled it")
-    };
-    assert!(matches!(*refusal, Refusal::Cancelled));
+    ask(&two, cancel(1)).unwrap();
+    let refused = refusal(ask(&one, make(1, 1, 1, Mode::Redeem)));
+    assert!(matches!(refused, Refusal::Cancelled), "the other process has cancelled it: {refused:?}");
     first.stop();
     second.stop();
 }
 
 #[test]
 fn the_last_entries_are_kept_and_their_requests_with_them() {
-    let memory = Memory::private();
-    let (ledger, writer) = open(&memory, Clock::default());
-    ask(&ledger, Command::Activate(shipped())).unwrap();
-    ask(&ledger, fund(100_000_000_000)).unwrap();
+    let (memory, ledger, writer) = funded();
     let first = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let many = |numbers: std::ops::Range<u64>| {
@@ -499,7 +613,7 @@ fn the_last_entries_are_kept_and_their_requests_with_them() {
     }
     assert_eq!(last, first.position + kept - 1, "as many as are kept, the first of them the oldest");
     let oldest = at_once(&memory, &ledger, make(1, 1, 1, Mode::Redeem));
-    assert_eq!(claim_at(oldest.unwrap()).position, first.position);
+    assert_eq!(claim_at(oldest.ok_or(Failure::Overloaded)).position, first.position);
     // The claim beside it has taken its place.
     assert!(at_once(&memory, &ledger, make(1, 1, 1, Mode::Redeem)).is_none());
     let again = claim_at(ask(&ledger, make(1, 1, 1, Mode::Redeem)));

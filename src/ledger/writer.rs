@@ -164,7 +164,7 @@ impl Ledger {
             published: ArcSwap::from_pointee(published(&state)),
             queued: AtomicUsize::new(0),
             position: AtomicU64::new(state.head().position),
-            recent: Recent::default(),
+            recent: Recent::new(journal.is_shared()),
             trouble: ArcSwapOption::empty(),
             is_shared: journal.is_shared(),
         });
@@ -180,12 +180,17 @@ impl Ledger {
 
     /// Hands a command to the writer and waits until its outcome is durable, or until
     /// [`limits::DECISION_TIMEOUT`] has passed: then the outcome is found by asking again. The command is
-    /// carried out even if the caller goes away.
+    /// carried out even if the caller goes away. A claim that is asked for again may be known without the writer.
     pub async fn submit(&self, command: Command) -> Result<Outcome, Failure> {
-        if let Command::Make(draft) = &command
-            && let Some(claim) = self.made_before(draft)
-        {
-            return Ok(Outcome::Claim(claim));
+        match &command {
+            Command::Make(draft) => {
+                if let Some(claim) = self.made_before(draft) {
+                    return Ok(Outcome::Claim(claim));
+                }
+            }
+            // Whoever asks for the claim after this waits behind it.
+            Command::Cancel { request } => self.shared.recent.forget(request),
+            _ => {}
         }
         let (reply, outcome) = oneshot::channel();
         self.enqueue(Work::One(command, reply))?;
@@ -198,11 +203,8 @@ impl Ledger {
     /// The claim that `draft` asks for again, if it was made a short while ago and has not moved since. Only
     /// where nobody else appends to the journal: else it must be looked at first.
     fn made_before(&self, draft: &Draft) -> Option<ClaimAt> {
-        let is_alone = !self.shared.is_shared && self.shared.trouble.load().is_none();
-        if !is_alone || !draft.was_hashed_under(&self.published().hash_keys) {
-            return None;
-        }
         let stored = self.shared.recent.claim_of(draft)?;
+        draft.was_hashed_under(&self.published().hash_keys).then_some(())?;
         Some(ClaimAt { position: stored.entry.position, fresh: Some(stored), unchanged: true })
     }
 
@@ -242,13 +244,14 @@ impl Ledger {
         })
     }
 
-    /// One entry, its hash checked.
+    /// One entry, its hash checked unless this process made it a short while ago.
     pub async fn stored(&self, position: u64) -> Result<Arc<Stored>, Failure> {
         let mut stored = self.stored_all(&[position]).await?;
         stored.pop().ok_or(Failure::Unavailable)
     }
 
-    /// Entries, their hashes checked, in the order asked for.
+    /// Entries in the order asked for, their hashes checked unless all were made by this process a short while
+    /// ago.
     pub async fn stored_all(&self, positions: &[u64]) -> Result<Vec<Arc<Stored>>, Failure> {
         if let Some(entries) = self.shared.recent.entries(positions) {
             return Ok(entries);
