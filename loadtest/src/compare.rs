@@ -133,7 +133,7 @@ impl Field {
             Databases::start(workplace).map_err(|error| left_out("PostgreSQL and Redis", error)).ok();
         let (mut shared, mut plain) = (None, None);
         if let Some(databases) = &databases {
-            shared = start_shared(workplace, binary, databases)
+            shared = start_shared(workplace, binary, databases, 0)
                 .map_err(|error| left_out("the service on PostgreSQL and Redis", error))
                 .ok();
             plain = start_plain(workplace, &data, databases, Funds::Cities)
@@ -187,10 +187,20 @@ impl Field {
     }
 }
 
-/// Starts the service on PostgreSQL and Redis.
-pub fn start_shared(workplace: &Workplace, binary: &Path, databases: &Databases) -> Result<Service> {
+/// Starts the service on PostgreSQL and Redis, with so many HTTP workers; 0 is one for each core.
+pub fn start_shared(
+    workplace: &Workplace,
+    binary: &Path,
+    databases: &Databases,
+    workers: usize,
+) -> Result<Service> {
     let url = databases.postgres.database("subsidy_pos")?;
-    let settings = [("LEDGER__URL", url.as_str()), ("SHIELD__URL", databases.redis.url.as_str())];
+    let workers = workers.to_string();
+    let settings = [
+        ("LEDGER__URL", url.as_str()),
+        ("SHIELD__URL", databases.redis.url.as_str()),
+        ("SERVER__WORKERS", workers.as_str()),
+    ];
     let beside = vec![databases.postgres.id(), databases.redis.id()];
     Service::start("shared", binary, &workplace.directory("shared")?, workplace, &settings, beside)
 }
@@ -589,7 +599,7 @@ pub fn late(
     println!("{}\n", Machine::describe(workplace.path())?.text());
     let databases = if is_shared { Some(Databases::start(workplace)?) } else { None };
     let mut service = match &databases {
-        Some(databases) => start_shared(workplace, &binary, databases)?,
+        Some(databases) => start_shared(workplace, &binary, databases, 0)?,
         None => {
             let data = workplace.directory("embedded")?;
             Service::start("embedded", &binary, &data, workplace, &[], Vec::new())?

@@ -55,13 +55,20 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path) -> Result<()
     let machine = Machine::describe(workplace.path())?;
     println!("{}\n", machine.text());
     let databases = Databases::start(workplace)?;
-    let mut service = compare::start_shared(workplace, &binary, &databases)?;
+    // Processes that share a machine share its cores.
+    let workers = std::thread::available_parallelism()?.get().div_ceil(PROCESSES);
+    let mut service = compare::start_shared(workplace, &binary, &databases, workers)?;
     let data = workplace.directory("shared")?;
     let plain = compare::start_plain(workplace, &data, &databases, Funds::Cities)?;
     let plain_one_fund = compare::start_plain(workplace, &data, &databases, Funds::One)?;
     let tokens = service.tokens().clone();
     let url = databases.postgres.database_url("subsidy_pos");
-    let settings = [("LEDGER__URL", url.as_str()), ("SHIELD__URL", databases.redis.url.as_str())];
+    let workers = workers.to_string();
+    let settings = [
+        ("LEDGER__URL", url.as_str()),
+        ("SHIELD__URL", databases.redis.url.as_str()),
+        ("SERVER__WORKERS", workers.as_str()),
+    ];
 
     let progress = Progress::new("", (ROUNDS * MEASURED.len()) as u64);
     let mut rounds = [const { Vec::new() }; MEASURED.len()];
