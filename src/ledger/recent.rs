@@ -1,6 +1,6 @@
 //! The entries appended last, kept for whoever asks again at once: a till that lost its answer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::command::{Draft, Stored};
@@ -16,6 +16,8 @@ struct Kept {
     /// Where the claims are that have not moved since they were made, by their requests. None where others may
     /// move them. To forget one is always safe: its request is decided by the state.
     requests: Option<HashMap<Key, u64>>,
+    /// Where claims were made whose moves are being written: they may be kept only after that was said.
+    moving: HashSet<u64>,
 }
 
 fn place(position: u64) -> usize {
@@ -59,11 +61,16 @@ impl Kept {
         }
         match &stored.entry.event {
             Event::ClaimMade(made) => {
-                if let Some(requests) = &mut self.requests {
+                if let Some(requests) = &mut self.requests
+                    && !self.moving.contains(&position)
+                {
                     requests.insert(made.keys.request, position);
                 }
             }
-            Event::ClaimMoved(moved) => self.forget_claim(moved.made),
+            Event::ClaimMoved(moved) => {
+                self.forget_claim(moved.made);
+                self.moving.remove(&moved.made);
+            }
             _ => {}
         }
         self.entries.get_mut(place(position))?.replace(stored)
@@ -74,7 +81,8 @@ impl Recent {
     /// Of a journal that nobody else appends to, unless it is shared.
     pub fn new(is_shared: bool) -> Self {
         let requests = (!is_shared).then(HashMap::new);
-        Self(RwLock::new(Kept { entries: vec![None; limits::RECENT_ENTRIES], requests }))
+        let entries = vec![None; limits::RECENT_ENTRIES];
+        Self(RwLock::new(Kept { entries, requests, moving: HashSet::new() }))
     }
 
     fn change(&self) -> RwLockWriteGuard<'_, Kept> {
@@ -98,7 +106,9 @@ impl Recent {
     /// Says that the claim made at this position is about to move: once that is durable somebody may see it, and
     /// nobody is to be answered from before it then.
     pub fn moves(&self, made: u64) {
-        self.change().forget_claim(made);
+        let mut kept = self.change();
+        kept.forget_claim(made);
+        kept.moving.insert(made);
     }
 
     /// Says that what a request stands for is about to change.
@@ -108,9 +118,11 @@ impl Recent {
         }
     }
 
-    /// Says that the journal may have, or turn out to have, what this process has not appended.
+    /// Says that the journal may lack what was being written, or have what this process has not appended.
     pub fn forget_requests(&self) {
-        if let Some(requests) = &mut self.change().requests {
+        let mut kept = self.change();
+        kept.moving.clear();
+        if let Some(requests) = &mut kept.requests {
             requests.clear();
         }
     }

@@ -515,33 +515,36 @@ fn what_a_request_stands_for_once_its_claim_has_moved_is_left_to_the_state() {
 
 #[test]
 fn a_cancellation_that_came_before_its_claim_was_written_is_not_passed_over() {
-    let (memory, ledger, writer) = funded();
-    let at_gate = memory.gate.arrivals.load(Ordering::SeqCst);
-    let arrived = |count| {
-        while memory.gate.arrivals.load(Ordering::SeqCst) < at_gate + count {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    };
-    memory.gate.set(Some(0));
-    let asked = |command| {
-        let ledger = ledger.clone();
-        std::thread::spawn(move || ask(&ledger, command))
-    };
-    let making = asked(make(1, 1, 1, Mode::Redeem));
-    arrived(1);
-    let cancelling = asked(cancel(1));
-    while ledger.queued() == 0 {
-        std::thread::sleep(Duration::from_millis(1));
+    // Behind a claim alone it is decided when that is written, on top of many while they are.
+    for count in [1, limits::WRITER_SENT_COMMANDS_MIN as u64] {
+        let (memory, ledger, writer) = funded();
+        let at_gate = memory.gate.arrivals.load(Ordering::SeqCst);
+        let arrived = |count| {
+            while memory.gate.arrivals.load(Ordering::SeqCst) < at_gate + count {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        memory.gate.set(Some(0));
+        let other = ledger.clone();
+        let making = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let claims = (1..=count).map(|number| make(number, number, number, Mode::Redeem)).collect();
+            runtime.block_on(other.submit_all(claims)).unwrap()
+        });
+        arrived(1);
+        let other = ledger.clone();
+        let cancelling = std::thread::spawn(move || ask(&other, cancel(1)));
+        std::thread::sleep(Duration::from_millis(50));
+        memory.gate.set(Some(1));
+        making.join().unwrap().into_iter().for_each(|outcome| drop(claim_at(outcome)));
+        arrived(2);
+        let answered = soon(&ledger, make(1, 1, 1, Mode::Redeem));
+        assert!(answered.is_none(), "its cancellation is being written: {answered:?}");
+        memory.gate.set(None);
+        cancelling.join().unwrap().unwrap();
+        assert!(matches!(refusal(ask(&ledger, make(1, 1, 1, Mode::Redeem))), Refusal::Cancelled));
+        writer.stop();
     }
-    memory.gate.set(Some(1));
-    claim_at(making.join().unwrap());
-    arrived(2);
-    let answered = soon(&ledger, make(1, 1, 1, Mode::Redeem));
-    assert!(answered.is_none(), "its cancellation is being written: {answered:?}");
-    memory.gate.set(None);
-    cancelling.join().unwrap().unwrap();
-    assert!(matches!(refusal(ask(&ledger, make(1, 1, 1, Mode::Redeem))), Refusal::Cancelled));
-    writer.stop();
 }
 
 #[test]
