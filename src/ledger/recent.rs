@@ -39,7 +39,8 @@ impl Kept {
 
     /// Forgets the request of a claim, if that is still the one that stands for it.
     fn forget_request(&mut self, stored: &Stored) {
-        if let (Some(made), Some(requests)) = (claim_made(stored), &mut self.requests)
+        if let Some(requests) = &mut self.requests
+            && let Some(made) = claim_made(stored)
             && requests.get(&made.keys.request) == Some(&stored.entry.position)
         {
             requests.remove(&made.keys.request);
@@ -56,8 +57,10 @@ impl Kept {
     /// Keeps an entry, and gives back the one that had its place.
     fn keep(&mut self, stored: Arc<Stored>) -> Option<Arc<Stored>> {
         let position = stored.entry.position;
-        if let Some(former) = self.entries.get(place(position))?.clone() {
-            self.forget_request(&former);
+        let slot = self.entries.get_mut(place(position));
+        let former = slot.and_then(|slot| slot.replace(Arc::clone(&stored)));
+        if let Some(former) = &former {
+            self.forget_request(former);
         }
         match &stored.entry.event {
             Event::ClaimMade(made) => {
@@ -73,7 +76,7 @@ impl Kept {
             }
             _ => {}
         }
-        self.entries.get_mut(place(position))?.replace(stored)
+        former
     }
 }
 
@@ -108,7 +111,9 @@ impl Recent {
     pub fn moves(&self, made: u64) {
         let mut kept = self.change();
         kept.forget_claim(made);
-        kept.moving.insert(made);
+        if kept.requests.is_some() {
+            kept.moving.insert(made);
+        }
     }
 
     /// Says that what a request stands for is about to change.
