@@ -1,7 +1,7 @@
 //! The comparison: everything on the same machine, with the same generator, in turn.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -61,6 +61,9 @@ const AROUND_SPIKE: Duration = Duration::from_secs(5);
 const SPIKE_CONNECTIONS: usize = 512;
 /// Connections of the plain service to its database.
 const PLAIN_CONNECTIONS: usize = 32;
+/// What the service on files is called, and that on PostgreSQL and Redis.
+const EMBEDDED: &str = "embedded";
+const SHARED: &str = "shared";
 
 /// What is compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,8 +125,8 @@ impl Field {
         lengths: Lengths,
         missing: &mut Vec<String>,
     ) -> Result<Self> {
-        let data = workplace.directory("embedded")?;
-        let mut embedded = Service::start("embedded", binary, &data, workplace, &[], Vec::new())?;
+        let data = workplace.directory(EMBEDDED)?;
+        let mut embedded = Service::start(EMBEDDED, binary, &data, workplace, &[], Vec::new())?;
         let answer_bytes = embedded.answer_bytes()?;
         let ceiling = subject::start_ceiling(workplace, &data, answer_bytes, Parse::Service)?;
         let ceiling_serde = subject::start_ceiling(workplace, &data, answer_bytes, Parse::Serde)?;
@@ -202,7 +205,7 @@ pub fn start_shared(
         ("SERVER__WORKERS", workers.as_str()),
     ];
     let beside = vec![databases.postgres.id(), databases.redis.id()];
-    Service::start("shared", binary, &workplace.directory("shared")?, workplace, &settings, beside)
+    Service::start(SHARED, binary, &workplace.directory(SHARED)?, workplace, &settings, beside)
 }
 
 /// Starts what one would write first, on the same PostgreSQL, with so many funds.
@@ -513,20 +516,38 @@ struct Quick {
     machine: Machine,
     generator: Generator,
     ceiling: [Round; 2],
-    embedded: Round,
+    claims: Round,
     seconds: u64,
     ratio: f64,
     book_worst_lag_ms: u64,
     book_worst_lag_entries: u64,
 }
 
-/// Claims beside the ceiling, with the book in view.
-pub fn quick(workplace: &Workplace, generator: Generator, out: &Path, seconds: u64) -> Result<()> {
+/// The service as it is looked at alone: on PostgreSQL and Redis if `is_shared`, and the directory whose
+/// development key signs its tokens.
+fn start_alone(workplace: &Workplace, is_shared: bool) -> Result<(Service, PathBuf, Option<Databases>)> {
     let binary = process::service_binary()?;
+    if is_shared {
+        let databases = Databases::start(workplace)?;
+        let service = start_shared(workplace, &binary, &databases, 0)?;
+        return Ok((service, workplace.directory(SHARED)?, Some(databases)));
+    }
+    let data = workplace.directory(EMBEDDED)?;
+    let service = Service::start(EMBEDDED, &binary, &data, workplace, &[], Vec::new())?;
+    Ok((service, data, None))
+}
+
+/// Claims beside the ceiling, with the book in view. On PostgreSQL and Redis if `is_shared`.
+pub fn quick(
+    workplace: &Workplace,
+    generator: Generator,
+    out: &Path,
+    seconds: u64,
+    is_shared: bool,
+) -> Result<()> {
     let machine = Machine::describe(workplace.path())?;
     println!("{}\n", machine.text());
-    let data = workplace.directory("embedded")?;
-    let mut service = Service::start("embedded", &binary, &data, workplace, &[], Vec::new())?;
+    let (mut service, data, databases) = start_alone(workplace, is_shared)?;
     let answer_bytes = service.answer_bytes()?;
     let server = subject::start_ceiling(workplace, &data, answer_bytes, Parse::Service)?;
     let tokens = service.tokens().clone();
@@ -534,10 +555,11 @@ pub fn quick(workplace: &Workplace, generator: Generator, out: &Path, seconds: u
 
     let progress = Progress::new("the ceiling", seconds * 4);
     let before = subject::ceiling(&server, &tokens, generator, Lengths::FULL.span)?;
-    progress.say("claims, embedded");
+    let subject = if is_shared { Subject::Shared } else { Subject::Embedded };
+    progress.say(subject.name());
     let mut watch = BookWatch::new(operations);
     let span = Span { window: Duration::from_secs(seconds), ..Lengths::FULL.span };
-    let embedded = service.claims(generator, span, Shares::default(), &mut || {
+    let claims = service.claims(generator, span, Shares::default(), &mut || {
         progress.add(1);
         watch.look()
     })?;
@@ -548,14 +570,13 @@ pub fn quick(workplace: &Workplace, generator: Generator, out: &Path, seconds: u
     service.check_money()?;
     service.stop()?;
     server.stop()?;
+    databases.map_or(Ok(()), Databases::stop)?;
 
     let ceiling = (before.per_second + after.per_second) / 2.0;
-    let ratio = embedded.per_second / ceiling;
+    let ratio = claims.per_second / ceiling;
     let mut table =
         Table::new(&["subject", "per second", "÷ ceiling", "p50 ms", "p99 ms", "server µs", "generator µs"]);
-    for (name, round) in
-        [("ceiling, before", before), ("claims, embedded", embedded), ("ceiling, after", after)]
-    {
+    for (name, round) in [("ceiling, before", before), (subject.name(), claims), ("ceiling, after", after)] {
         table.row([
             name.to_owned(),
             report::thousands(round.per_second as u64),
@@ -577,7 +598,7 @@ pub fn quick(workplace: &Workplace, generator: Generator, out: &Path, seconds: u
         machine,
         generator,
         ceiling: [before, after],
-        embedded,
+        claims,
         seconds,
         ratio,
         book_worst_lag_ms: u64::try_from(watch.worst.as_millis())?,
@@ -595,16 +616,8 @@ pub fn late(
     seconds: u64,
     is_shared: bool,
 ) -> Result<()> {
-    let binary = process::service_binary()?;
     println!("{}\n", Machine::describe(workplace.path())?.text());
-    let databases = if is_shared { Some(Databases::start(workplace)?) } else { None };
-    let mut service = match &databases {
-        Some(databases) => start_shared(workplace, &binary, databases, 0)?,
-        None => {
-            let data = workplace.directory("embedded")?;
-            Service::start("embedded", &binary, &data, workplace, &[], Vec::new())?
-        }
-    };
+    let (mut service, _, databases) = start_alone(workplace, is_shared)?;
     let run = service.paced(generator, &[Step { rate, length: Duration::from_secs(seconds) }])?;
     service.rest()?;
     service.check_money()?;

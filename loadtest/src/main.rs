@@ -73,6 +73,9 @@ struct Settings {
 enum Command {
     /// Claims beside the ceiling, with the book in view
     Quick {
+        /// On PostgreSQL and Redis; else on the embedded journal
+        #[arg(long)]
+        shared: bool,
         /// How long claims are made
         #[arg(long, default_value_t = 30)]
         seconds: u64,
@@ -239,7 +242,9 @@ fn measure(workplace: &Workplace, settings: &Settings, command: Option<Command>)
             let lengths = if settings.brief { Lengths::BRIEF } else { Lengths::FULL };
             compare::run(workplace, generator, out, lengths)
         }
-        Some(Command::Quick { seconds }) => compare::quick(workplace, generator, out, seconds),
+        Some(Command::Quick { shared, seconds }) => {
+            compare::quick(workplace, generator, out, seconds, shared)
+        }
         Some(Command::Late { shared, rate, seconds }) => {
             compare::late(workplace, generator, rate, seconds, shared)
         }
