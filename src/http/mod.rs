@@ -420,8 +420,11 @@ fn set_static(response: &mut HttpResponse, name: HeaderName, value: &'static str
 /// refuses any other.
 fn configure(service: &mut web::ServiceConfig, app: &Rc<App>, listener: Listener) {
     let here = |route: &&Route| route.listener == listener || route.listener == Listener::Both;
+    // Paths are tried in order, and one that names a thing by a regular expression: whole ones come first.
+    let (whole, naming): (Vec<&str>, Vec<&str>) =
+        ROUTES.iter().filter(here).map(|route| route.path).partition(|path| !path.contains('{'));
     let mut mounted: Vec<&str> = Vec::new();
-    for path in ROUTES.iter().filter(here).map(|route| route.path) {
+    for path in whole.into_iter().chain(naming) {
         if mounted.contains(&path) {
             continue;
         }

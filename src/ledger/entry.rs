@@ -204,6 +204,14 @@ pub enum Event<M = ClaimMade> {
 }
 
 impl<M> Event<M> {
+    /// The claim that was made, if one was.
+    pub fn claim_made(&self) -> Option<&M> {
+        match self {
+            Self::ClaimMade(made) => Some(made),
+            _ => None,
+        }
+    }
+
     /// The first version whose entries may be of this kind.
     pub const fn since(&self) -> u16 {
         match self {
@@ -386,6 +394,13 @@ pub struct ClaimKeys {
     /// The old device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trade_in: Option<Key>,
+}
+
+impl ClaimKeys {
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Key> {
+        [&self.request, &self.order_line, &self.person].into_iter().chain(&self.device).chain(&self.trade_in)
+    }
 }
 
 /// See [`Event::ClaimMade`]. `S` and `C` stand for what the state does not keep.

@@ -1,10 +1,11 @@
 //! The entries appended last, kept for whoever asks again at once: a till that lost its answer.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use hashbrown::{HashMap, HashSet};
+
 use super::command::{Draft, Stored};
-use super::entry::{ClaimMade, Event, Key};
+use super::entry::{Event, Key};
 use crate::limits;
 
 /// The last [`limits::RECENT_ENTRIES`] entries that this process has appended, each in the place of its
@@ -24,13 +25,6 @@ fn place(position: u64) -> usize {
     (position % limits::RECENT_ENTRIES as u64) as usize
 }
 
-fn claim_made(stored: &Stored) -> Option<&ClaimMade> {
-    match &stored.entry.event {
-        Event::ClaimMade(made) => Some(made),
-        _ => None,
-    }
-}
-
 impl Kept {
     fn at(&self, position: u64) -> Option<&Arc<Stored>> {
         let stored = self.entries.get(place(position))?.as_ref()?;
@@ -40,7 +34,7 @@ impl Kept {
     /// Forgets the request of a claim, if that is still the one that stands for it.
     fn forget_request(&mut self, stored: &Stored) {
         if let Some(requests) = &mut self.requests
-            && let Some(made) = claim_made(stored)
+            && let Some(made) = stored.entry.event.claim_made()
             && requests.get(&made.keys.request) == Some(&stored.entry.position)
         {
             requests.remove(&made.keys.request);
@@ -143,7 +137,7 @@ impl Recent {
     pub fn claim_of(&self, draft: &Draft) -> Option<Arc<Stored>> {
         let kept = self.look();
         let stored = kept.at(*kept.requests.as_ref()?.get(&draft.keys.request)?)?;
-        let is_same = draft.keys.is_content(&claim_made(stored)?.fingerprint);
+        let is_same = draft.keys.is_content(&stored.entry.event.claim_made()?.fingerprint);
         is_same.then(|| Arc::clone(stored))
     }
 }

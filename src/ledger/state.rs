@@ -506,8 +506,7 @@ impl State {
     /// waits for memory; of looks that follow each other directly several wait at the same time, and whoever
     /// asks for the same keys soon does not wait again.
     pub fn warm<'k>(&self, keys: impl Iterator<Item = &'k Key>) {
-        let is_met = |key: &&Key| self.taken.candidates(key).next().is_some();
-        std::hint::black_box(keys.filter(is_met).count());
+        std::hint::black_box(keys.fold(0, |all, key| all ^ self.taken.touch(key)));
     }
 
     /// What an idempotency key stands for at `now`.

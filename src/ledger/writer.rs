@@ -345,9 +345,15 @@ where
 {
     let after = state.head().position;
     let mut fold_all = |decoded: Result<Vec<Stored<ClaimMade<S, C>>>, OpenError>| -> Result<(), OpenError> {
-        for stored in decoded? {
-            state.fold(&stored.entry, stored.hash, None)?;
-            each(stored);
+        let mut decoded = decoded?.into_iter();
+        while !decoded.as_slice().is_empty() {
+            let next = decoded.as_slice().iter().take(limits::FOLD_WARMED_ENTRIES);
+            let made = next.filter_map(|stored| stored.entry.event.claim_made());
+            made.for_each(|made| state.warm(made.keys.iter()));
+            for stored in decoded.by_ref().take(limits::FOLD_WARMED_ENTRIES) {
+                state.fold(&stored.entry, stored.hash, None)?;
+                each(stored);
+            }
         }
         Ok(())
     };

@@ -285,6 +285,14 @@ impl Index {
         self.shards.get(place.shard()).into_iter().flat_map(move |shard| shard.with_tag(place.tag))
     }
 
+    /// Reads what stands where `key` would; it means nothing. Nothing is decided by it, so that the processor
+    /// goes on to the next key while memory is slow to answer.
+    pub fn touch(&self, key: &Key) -> u64 {
+        let place = Place::of(key);
+        let shard = self.shards.get(place.shard());
+        shard.and_then(|shard| shard.slots.get(shard.home(place.tag))).map_or(0, |slot| slot.0)
+    }
+
     pub fn insert(&mut self, key: &Key, slot: Slot) {
         let place = Place::of(key);
         if let Some(shard) = self.shards.get_mut(place.shard()) {
