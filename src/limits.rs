@@ -172,6 +172,11 @@ pub const DECISION_TIMEOUT: Duration = Duration::from_secs(10);
 
 // --- The book ---
 
+/// Bytes in a page of the embedded book. A transaction changes most pages of the newest runs: the fewer there
+/// are, the fewer writes, which all come at once.
+pub const BOOK_PAGE_BYTES: u32 = 16 * 1024;
+/// Bytes of the embedded book's write-ahead log after which it is copied back.
+pub const BOOK_WAL_BYTES: u32 = 4 * 1024 * 1024;
 /// Entries the projector puts into one transaction of the book.
 pub const BOOK_BATCH_ENTRIES_MAX: usize = 16 * 1024;
 /// Entries offered to the projector and not yet taken, some 250 bytes of each; it reads the journal for what
@@ -184,10 +189,8 @@ pub const BOOK_PACE: Duration = Duration::from_millis(200);
 /// whoever answers a till would else wait for all of what was gathered.
 pub const BOOK_WORK: Duration = Duration::from_micros(500);
 /// How much longer than it worked the projector pauses, as long as there are fewer than
-/// [`BOOK_HURRY_ENTRIES`] to carry in and nobody waits for them.
+/// [`BOOK_BATCH_ENTRIES_MAX`] to carry in and nobody waits for them.
 pub const BOOK_BREATH: u32 = 2;
-/// How many entries at a time make the projector hurry.
-pub const BOOK_HURRY_ENTRIES: usize = BOOK_BATCH_ENTRIES_MAX / 2;
 /// Rows that a book in PostgreSQL is given at a time, for the same reason.
 pub const BOOK_ROWS_AT_A_TIME: usize = 256;
 /// How often it looks how far another process has come that carries the book on.

@@ -175,10 +175,16 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Folds `lines`, given the [`older_claims`] as they stand before them.
-    pub fn fold(lines: &[Line], older: BTreeMap<u64, Standing>) -> Result<Self, Contradiction> {
+    /// Folds `lines`, given the [`older_claims`] as they stand before them. Calls `breathe` as
+    /// [`Tables::apply`](super::projector::Tables::apply) does.
+    pub fn fold(
+        lines: &[Line],
+        older: BTreeMap<u64, Standing>,
+        breathe: &mut dyn FnMut(),
+    ) -> Result<Self, Contradiction> {
         let mut batch = Self { moved: older, ..Self::default() };
         for line in lines {
+            breathe();
             batch.days.entry(line.day).or_insert(line.head.position);
             match &line.what {
                 What::Made(claim) => batch.make(line, claim.as_ref())?,

@@ -360,8 +360,9 @@ async fn write(
         None => names.insert(load_names(transaction).await?),
     };
     let older: Vec<i64> = older_claims(lines).into_iter().map(integer).collect();
-    let batch = Batch::fold(lines, standings(transaction, names, &older).await?)?;
-    let (claims, totals) = (names.claims(&batch), names.totals(&batch.cube));
+    let batch = Batch::fold(lines, standings(transaction, names, &older).await?, breathe)?;
+    let claims: Vec<_> = batch.made.iter().map(|(made, claim)| names.claim(*made, claim)).collect();
+    let totals = names.totals(&batch.cube);
     let fresh = names.take_fresh();
     if !fresh.is_empty() {
         let ids: Vec<i64> = fresh.iter().map(|(id, ..)| *id).collect();

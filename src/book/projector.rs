@@ -463,7 +463,7 @@ impl Work {
             None => self.recognise()?,
         };
         let wanted = self.feed.wanted();
-        let (lines, progress) = match self.offered(head.position) {
+        let (mut lines, progress) = match self.offered(head.position) {
             Offered::Lines(lines) if self.taken.is_empty() => (lines, Progress::CaughtUp),
             Offered::Lines(lines) => (lines, Progress::More),
             Offered::Missing(count) => (self.read(head.position, count)?, Progress::More),
@@ -476,13 +476,18 @@ impl Work {
             return Ok(Progress::CaughtUp);
         }
         let mut breath = Breath::new(&self.feed);
-        let hurries = lines.len() >= limits::BOOK_HURRY_ENTRIES;
+        let hurries = lines.len() >= limits::BOOK_BATCH_ENTRIES_MAX;
         let mut breathe = || {
             if !hurries {
                 breath.take()
             }
         };
         let head = advance(self.tables.as_mut(), head, &lines, &mut breathe)?;
+        if self.taken.is_empty() {
+            // For its room.
+            lines.clear();
+            self.taken = lines.into();
+        }
         self.head = Some(head);
         self.feed.reached(head.position);
         Ok(progress)
@@ -501,8 +506,11 @@ impl Work {
         match self.taken.front() {
             None => Offered::Missing(u64::MAX),
             Some(first) if first.head.position == position + 1 => {
-                let count = self.taken.len().min(limits::BOOK_BATCH_ENTRIES_MAX);
-                Offered::Lines(self.taken.drain(..count).collect())
+                let rest = match self.taken.len() > limits::BOOK_BATCH_ENTRIES_MAX {
+                    true => self.taken.split_off(limits::BOOK_BATCH_ENTRIES_MAX),
+                    false => VecDeque::new(),
+                };
+                Offered::Lines(std::mem::replace(&mut self.taken, rest).into())
             }
             Some(first) => Offered::Missing(first.head.position - position - 1),
         }

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde::de::value::BorrowedStrDeserializer;
 use tokio::sync::Semaphore;
 
-use super::batch::{Batch, Standing, order_key, sn_key};
+use super::batch::{Batch, NewClaim, Standing, order_key, sn_key};
 use super::cube::{Cell, Counters, Cube, Facets, Facts, Tally};
 use super::projector::{Feed, TablesError};
 use super::{
@@ -193,30 +193,26 @@ impl Names {
         Ok((position(made)?, standing))
     }
 
-    /// The rows of the claims that `batch` adds, of [`CLAIM`].
-    pub(super) fn claims(&mut self, batch: &Batch) -> Vec<[Option<i64>; CLAIM_COLUMNS]> {
-        let mut rows = Vec::with_capacity(batch.made.len());
-        for (made, claim) in &batch.made {
-            let Standing { last, status, sn_key, facts } = &claim.standing;
-            let Facts { facets, sale_day, price, subsidy } = facts;
-            rows.push([
-                Some(integer(*made)),
-                Some(integer(*last)),
-                Some(status_number(*status)),
-                Some(self.id(Kind::Retailer, facets.retailer.as_str())),
-                claim.platform.as_ref().map(|platform| self.id(Kind::Platform, platform)),
-                Some(self.id(Kind::Category, facets.category.as_str())),
-                Some(region_number(facets.region_code)),
-                Some(self.id(Kind::Programme, facets.programme.as_str())),
-                Some(self.id(Kind::Fund, facets.fund.as_str())),
-                Some(sale_day.number().into()),
-                Some(price.get()),
-                Some(subsidy.get()),
-                Some(claim.order_key),
-                *sn_key,
-            ]);
-        }
-        rows
+    /// The row of a claim that was made at this position, of [`CLAIM`].
+    pub(super) fn claim(&mut self, made: u64, claim: &NewClaim) -> [Option<i64>; CLAIM_COLUMNS] {
+        let Standing { last, status, sn_key, facts } = &claim.standing;
+        let Facts { facets, sale_day, price, subsidy } = facts;
+        [
+            Some(integer(made)),
+            Some(integer(*last)),
+            Some(status_number(*status)),
+            Some(self.id(Kind::Retailer, facets.retailer.as_str())),
+            claim.platform.as_ref().map(|platform| self.id(Kind::Platform, platform)),
+            Some(self.id(Kind::Category, facets.category.as_str())),
+            Some(region_number(facets.region_code)),
+            Some(self.id(Kind::Programme, facets.programme.as_str())),
+            Some(self.id(Kind::Fund, facets.fund.as_str())),
+            Some(sale_day.number().into()),
+            Some(price.get()),
+            Some(subsidy.get()),
+            Some(claim.order_key),
+            *sn_key,
+        ]
     }
 
     /// The rows to add to the totals.

@@ -158,7 +158,7 @@ impl SqliteTables {
                 older.extend([names.standing(row)?]);
             }
         }
-        let batch = Batch::fold(lines, older)?;
+        let batch = Batch::fold(lines, older, breathe)?;
         write(&transaction, names, &batch, breathe)?;
         for (day, first) in &batch.days {
             transaction
@@ -237,13 +237,17 @@ fn connect_to_write(path: &Path) -> Result<Connection, TablesError> {
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(limits::BOOK_LOCK_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(32);
+    // Of a new file only; an older one keeps the pages it has.
+    connection.pragma_update(None, "page_size", limits::BOOK_PAGE_BYTES)?;
     connection.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     // 32 MiB of cache hold the newest run of every index and a day's totals. WAL is copied back from 4 MiB on:
     // the disk is the journal's too, and what is carried to it at once holds up whoever appends there.
     connection.execute_batch(
         "PRAGMA synchronous = NORMAL; PRAGMA cache_size = -32768; PRAGMA foreign_keys = OFF;
-         PRAGMA wal_autocheckpoint = 1024; PRAGMA journal_size_limit = 67108864;",
+         PRAGMA journal_size_limit = 67108864;",
     )?;
+    let pages: u32 = connection.query_row("PRAGMA page_size", [], |row| row.get(0))?;
+    connection.pragma_update(None, "wal_autocheckpoint", limits::BOOK_WAL_BYTES / pages.max(1))?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let format: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
@@ -284,16 +288,11 @@ fn write(
     batch: &Batch,
     breathe: &mut dyn FnMut(),
 ) -> rusqlite::Result<()> {
-    let (claims, totals) = (names.claims(batch), names.totals(&batch.cube));
-    let mut insert = transaction.prepare_cached("INSERT INTO names VALUES (?1, ?2, ?3)")?;
-    for (id, kind, name) in names.take_fresh() {
-        insert.execute(params![id, kind as i64, name])?;
-    }
     let sql = format!("INSERT INTO claims ({CLAIM}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)");
     let mut insert = transaction.prepare_cached(&sql)?;
-    for row in claims {
+    for (made, claim) in &batch.made {
         breathe();
-        insert.execute(params_from_iter(row))?;
+        insert.execute(params_from_iter(names.claim(*made, claim)))?;
     }
     let mut update = transaction
         .prepare_cached("UPDATE claims SET last = ?2, status = ?3, sn_key = ?4 WHERE made = ?1")?;
@@ -303,9 +302,13 @@ fn write(
     }
     let sql = format!("INSERT INTO totals VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) {ADD_TO_TOTAL}");
     let mut add = transaction.prepare_cached(&sql)?;
-    for row in totals {
+    for row in names.totals(&batch.cube) {
         breathe();
         add.execute(params_from_iter(row))?;
+    }
+    let mut insert = transaction.prepare_cached("INSERT INTO names VALUES (?1, ?2, ?3)")?;
+    for (id, kind, name) in names.take_fresh() {
+        insert.execute(params![id, kind as i64, name])?;
     }
     Ok(())
 }
