@@ -189,8 +189,10 @@ pub const BOOK_PACE: Duration = Duration::from_millis(200);
 /// whoever answers a till would else wait for all of what was gathered.
 pub const BOOK_WORK: Duration = Duration::from_micros(500);
 /// How much longer than it worked the projector pauses, as long as there are fewer than
-/// [`BOOK_BATCH_ENTRIES_MAX`] to carry in and nobody waits for them.
+/// [`BOOK_HURRY_ENTRIES`] to carry in and nobody waits for them.
 pub const BOOK_BREATH: u32 = 2;
+/// How many entries at a time make the projector hurry.
+pub const BOOK_HURRY_ENTRIES: usize = BOOK_BATCH_ENTRIES_MAX / 2;
 /// Rows that a book in PostgreSQL is given at a time, for the same reason.
 pub const BOOK_ROWS_AT_A_TIME: usize = 256;
 /// How often it looks how far another process has come that carries the book on.

@@ -476,7 +476,7 @@ impl Work {
             return Ok(Progress::CaughtUp);
         }
         let mut breath = Breath::new(&self.feed);
-        let hurries = lines.len() >= limits::BOOK_BATCH_ENTRIES_MAX;
+        let hurries = lines.len() >= limits::BOOK_HURRY_ENTRIES;
         let mut breathe = || {
             if !hurries {
                 breath.take()
