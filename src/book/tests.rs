@@ -707,6 +707,17 @@ fn a_book_that_another_process_has_emptied_is_made_again(place: &dyn Place) {
     projector.stop();
 }
 
+fn others_may_have_the_processor_between_any_two_entries(place: &dyn Place) {
+    let mut tables = place.open(Feed::new()).0;
+    let mut story = Story::new(27);
+    story.go_on(400);
+    let lines: Vec<Line> = story.entries.iter().map(|stored| Line::of(stored)).collect();
+    let mut breaths = 0;
+    projector::advance(tables.as_mut(), Head::EMPTY, &lines, &mut || breaths += 1).unwrap();
+    // While they are folded, and while rows are written.
+    assert!(breaths > lines.len(), "{breaths} of {}", lines.len());
+}
+
 fn totals_with_too_many_rows_are_refused(place: &dyn Place) {
     let runtime = runtime();
     let (mut tables, book) = place.open(Feed::new());
@@ -783,6 +794,7 @@ mod on_sqlite {
         a_book_of_another_journal_is_rebuilt,
         a_book_of_the_same_journal_goes_on_where_it_was,
         a_book_that_another_process_has_emptied_is_made_again,
+        others_may_have_the_processor_between_any_two_entries,
         totals_with_too_many_rows_are_refused,
     );
 
@@ -907,6 +919,7 @@ mod on_postgres {
         a_book_of_another_journal_is_rebuilt,
         a_book_of_the_same_journal_goes_on_where_it_was,
         a_book_that_another_process_has_emptied_is_made_again,
+        others_may_have_the_processor_between_any_two_entries,
         totals_with_too_many_rows_are_refused,
     );
 
