@@ -63,7 +63,7 @@ const SPIKE_CONNECTIONS: usize = 512;
 const PLAIN_CONNECTIONS: usize = 32;
 /// What the service on files is called, and that on PostgreSQL and Redis.
 const EMBEDDED: &str = "embedded";
-const SHARED: &str = "shared";
+pub const SHARED: &str = "shared";
 
 /// What is compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

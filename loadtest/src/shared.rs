@@ -58,7 +58,7 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path) -> Result<()
     // Processes that share a machine share its cores.
     let workers = std::thread::available_parallelism()?.get().div_ceil(PROCESSES);
     let mut service = compare::start_shared(workplace, &binary, &databases, workers)?;
-    let data = workplace.directory("shared")?;
+    let data = workplace.directory(compare::SHARED)?;
     let plain = compare::start_plain(workplace, &data, &databases, Funds::Cities)?;
     let plain_one_fund = compare::start_plain(workplace, &data, &databases, Funds::One)?;
     let tokens = service.tokens().clone();
