@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Runtime};
+use tokio_postgres::binary_copy::BinaryCopyInWriter;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Transaction};
@@ -371,8 +372,7 @@ async fn write(
         let sql = "INSERT INTO names SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[])";
         transaction.execute(sql, &[&ids, &kinds, &texts]).await?;
     }
-    execute(transaction, &format!("INSERT INTO claims ({CLAIM}) SELECT * FROM ROWS"), &claims, breathe)
-        .await?;
+    copy(transaction, &format!("COPY claims ({CLAIM}) FROM STDIN (FORMAT binary)"), &claims, breathe).await?;
     let sql = "UPDATE claims SET last = new.last, status = new.status, sn_key = new.sn_key
          FROM ROWS AS new (made, last, status, sn_key) WHERE claims.made = new.made";
     execute(transaction, sql, &moves(&batch), breathe).await?;
@@ -411,6 +411,25 @@ where
         let values: Vec<&(dyn ToSql + Sync)> =
             columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect();
         transaction.execute(&statement, &values).await?;
+        breathe();
+    }
+    Ok(())
+}
+
+/// Gives `rows` of numbers to a `COPY`, some of them at a time: the quickest way in.
+async fn copy<const N: usize>(
+    transaction: &Transaction<'_>,
+    sql: &str,
+    rows: &[[Option<i64>; N]],
+    breathe: &mut dyn FnMut(),
+) -> Result<(), TablesError> {
+    for rows in rows.chunks(limits::BOOK_ROWS_AT_A_TIME) {
+        let writer = BinaryCopyInWriter::new(transaction.copy_in(sql).await?, &[const { Type::INT8 }; N]);
+        let mut writer = std::pin::pin!(writer);
+        for row in rows {
+            writer.as_mut().write_raw(row).await?;
+        }
+        writer.finish().await?;
         breathe();
     }
     Ok(())
