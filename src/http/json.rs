@@ -564,10 +564,12 @@ pub fn asked_by<T>(read: impl FnOnce(&mut Reader<'_, '_>) -> Option<T>) -> Vec<A
 }
 
 fn parse(bytes: &[u8]) -> Result<Node<'_>, Fault> {
-    let nodes_left = Cell::new(NODES_MAX);
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let node = Tree { nodes_left: &nodes_left, room: ROOM }.deserialize(&mut deserializer);
-    node.and_then(|node| deserializer.end().map(|()| node)).map_err(|error| Fault {
+    // Whether all of it is UTF-8 is asked once; the parser would ask for every string.
+    let tree = match std::str::from_utf8(bytes) {
+        Ok(text) => tree(serde_json::Deserializer::from_str(text)),
+        Err(_) => tree(serde_json::Deserializer::from_slice(bytes)),
+    };
+    tree.map_err(|error| Fault {
         pointer: String::new(),
         wrong: Wrong::with_texts(
             "malformed-json",
@@ -579,6 +581,14 @@ fn parse(bytes: &[u8]) -> Result<Node<'_>, Fault> {
             format!("请求体不是格式正确的UTF-8编码JSON：第{}行，第{}列。", error.line(), error.column()),
         ),
     })
+}
+
+fn tree<'r>(
+    mut text: serde_json::Deserializer<impl serde_json::de::Read<'r>>,
+) -> serde_json::Result<Node<'r>> {
+    let nodes_left = Cell::new(NODES_MAX);
+    let tree = Tree { nodes_left: &nodes_left, room: ROOM }.deserialize(&mut text)?;
+    text.end().map(|()| tree)
 }
 
 // --- Plain values ---
