@@ -175,18 +175,21 @@ impl Field {
         Ok(Some(round))
     }
 
-    fn check_money(&self) -> Result<()> {
-        self.embedded.check_money()?;
-        self.shared.as_ref().map_or(Ok(()), Service::check_money)
+    /// Ends the databases and what runs on them, after a look at the money paid there.
+    fn stop_databases(&mut self) -> Result<()> {
+        if let Some(shared) = self.shared.take() {
+            shared.check_money()?;
+            shared.stop()?;
+        }
+        self.plain.take().map_or(Ok(()), Server::stop)?;
+        self.databases.take().map_or(Ok(()), Databases::stop)
     }
 
-    fn stop(self) -> Result<()> {
+    fn stop(mut self) -> Result<()> {
+        self.stop_databases()?;
         self.embedded.stop()?;
         self.ceiling.stop()?;
-        self.ceiling_serde.stop()?;
-        self.shared.map_or(Ok(()), Service::stop)?;
-        self.plain.map_or(Ok(()), Server::stop)?;
-        self.databases.map_or(Ok(()), Databases::stop)
+        self.ceiling_serde.stop()
     }
 }
 
@@ -305,7 +308,6 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path, lengths: Len
     let embedded = median(Subject::Embedded).context("the service was not measured")?;
     let shared = median(Subject::Shared);
 
-    let sustained = sustained(&mut field, ceiling)?;
     let mut paced = Vec::new();
     let mut lines = Vec::new();
     let mut note = |subject: Subject, rate, length: Duration, run: Paced<Claims>| {
@@ -320,26 +322,30 @@ pub fn run(workplace: &Workplace, generator: Generator, out: &Path, lengths: Len
         });
         lines.push((format!("{}, {rate}/s", subject.name()), run.latency));
     };
-    let progress = Progress::new("open loops", 3);
+    if let (Some(service), Some(peak)) = (&mut field.shared, shared) {
+        let progress = Progress::new("open loop, PostgreSQL + Redis", 1);
+        let (rate, length) = ((peak / 2.0) as u64, lengths.paced_shared);
+        let run = service.paced(generator, &[Step { rate, length }])?;
+        service.rest()?;
+        note(Subject::Shared, rate, length, run);
+        progress.done();
+    }
+    // What is left is measured as it runs where it is in use: with no databases beside it.
+    field.stop_databases()?;
+    let sustained = sustained(&mut field, ceiling)?;
+    let progress = Progress::new("open loops", 2);
     let (rate, length) = ((embedded / 2.0) as u64, lengths.paced);
     let run = field.embedded.paced(generator, &[Step { rate, length }])?;
     field.embedded.rest()?;
     note(Subject::Embedded, rate, length, run);
     progress.add(1);
+    // At the same rate: what machine and generator add by themselves.
     let length = lengths.paced_shared;
-    if let (Some(service), Some(peak)) = (&mut field.shared, shared) {
-        let rate = (peak / 2.0) as u64;
-        let run = service.paced(generator, &[Step { rate, length }])?;
-        service.rest()?;
-        note(Subject::Shared, rate, length, run);
-    }
-    progress.add(1);
-    // At the rate of the first: what machine and generator add by themselves.
     let run = subject::ceiling_paced(&field.ceiling, &field.tokens, generator, &[Step { rate, length }])?;
     note(Subject::Ceiling, rate, length, run);
     progress.done();
     let spike = spike(&mut field.embedded, generator, embedded as u64)?;
-    field.check_money()?;
+    field.embedded.check_money()?;
     field.stop()?;
 
     let shared_to_plain = shared.zip(median(Subject::Plain)).map(|(shared, plain)| shared / plain);
@@ -459,7 +465,7 @@ fn text(report: &Report) -> String {
         ]);
     }
     let mut open = Table::new(&[
-        "open loop at half of own peak (the ceiling at that of the first)",
+        "open loop at half of own peak (the ceiling at that of the embedded)",
         "per second",
         "p50 ms",
         "p99 ms",
