@@ -119,6 +119,10 @@ pub const JOURNAL_CHECKPOINT_REST_PAGES: i64 = 16;
 pub const JOURNAL_CHECKPOINT_ROUNDS: usize = 8;
 /// Bytes of the embedded journal's write-ahead log that are kept on disk after a checkpoint.
 pub const JOURNAL_WAL_BYTES_KEPT: u32 = 64 * 1024 * 1024;
+/// How long a start waits for those who read the embedded journal and keep its log from being carried over.
+pub const JOURNAL_OPEN_PATIENCE: Duration = Duration::from_secs(5);
+/// How long it waits between two looks.
+pub const JOURNAL_OPEN_PAUSE: Duration = Duration::from_millis(20);
 /// How long PostgreSQL may take for anything.
 pub const POSTGRES_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest pause before connecting to PostgreSQL again.

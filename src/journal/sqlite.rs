@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
 use super::{Head, Journal, JournalError, Reader, Row, above, signed};
 use crate::background;
@@ -37,8 +39,21 @@ impl SqliteJournal {
         let lock = lock(&directory.join(LOCK_FILE))?;
         let path = directory.join(FILE);
         let connection = connect(&path)?;
+        make_durable(&connection)
+            .map_err(|why| JournalError::Unusable(format!("{}: {why}", path.display())))?;
         let checkpointer = Checkpointer::start(path.clone())?;
         Ok(Self { path, connection, checkpointer, _lock: lock })
+    }
+}
+
+/// Whoever copies the file of a service that was stopped has all of it.
+impl Drop for SqliteJournal {
+    fn drop(&mut self) {
+        if self.checkpointer.told.check().is_ok()
+            && let Err(error) = checkpoint(&self.connection)
+        {
+            tracing::warn!(%error, "the journal's log was not carried over; the next start does that");
+        }
     }
 }
 
@@ -71,7 +86,28 @@ fn connect(path: &Path) -> Result<Connection, JournalError> {
     Ok(connection)
 }
 
+/// Sees that all that can be read is on the disk, before anybody is answered from it: what a process had
+/// written when it was killed may be in the system's memory only, and after a failed sync the system takes
+/// what it could not write for written. Carrying the log over writes all of it again, and syncs it.
+fn make_durable(connection: &Connection) -> Result<(), String> {
+    let began = Instant::now();
+    loop {
+        if checkpoint(connection).map_err(|error| error.to_string())?.is_complete() {
+            return Ok(());
+        }
+        if began.elapsed() >= limits::JOURNAL_OPEN_PATIENCE {
+            return Err(
+                "somebody who reads it (`verify`, a copy) keeps its log from being carried over: try again \
+                        when that is done"
+                    .to_owned(),
+            );
+        }
+        std::thread::sleep(limits::JOURNAL_OPEN_PAUSE);
+    }
+}
+
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    keep_log(connection)?;
     // Of a new file only; an older one keeps the pages it has.
     connection.pragma_update(None, "page_size", limits::JOURNAL_PAGE_BYTES)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -88,32 +124,78 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     )
 }
 
+/// Makes closing a connection leave the log as it is. Else whoever is last would carry it over and delete it:
+/// a reader, who is to change nothing; or a writer after an error of the disk, see [`Checkpointer`].
+fn keep_log(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(drop)
+}
+
 /// Carries the write-ahead log over into the journal's file, on a thread of its own so that no append
 /// waits for it. Only what was appended meanwhile is left to the writer: SQLite begins its log anew once
 /// all of it has been carried over, and that is only so for a moment when nobody writes.
+///
+/// It is not tried again after an error of the disk, and nothing is appended any more: SQLite goes on after
+/// the pages that it has carried over before, but a failed sync can have lost these, and the log that has
+/// them would be overwritten. A process started anew carries all of it over, see [`make_durable`].
 #[derive(Debug)]
 struct Checkpointer {
     /// None only while it is being dropped.
     calls: Option<SyncSender<()>>,
-    /// Whether what is left to carry over is the writer's.
-    nearly_done: Arc<AtomicBool>,
+    told: Arc<Told>,
     thread: Option<JoinHandle<()>>,
     /// Bytes appended since it was last called.
     bytes: usize,
 }
 
+/// What the thread for checkpoints has to tell.
+#[derive(Debug, Default)]
+struct Told {
+    /// Whether what is left to carry over is the writer's.
+    nearly_done: AtomicBool,
+    /// Whether the disk has failed.
+    has_failed: AtomicBool,
+}
+
+impl Told {
+    fn failed(&self, error: &rusqlite::Error) {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::SystemIoFailure) => {
+                self.has_failed.store(true, Ordering::Release);
+                tracing::error!(%error, "the disk failed while the journal's log was carried over");
+            }
+            _ => tracing::warn!(%error, "the journal's log was not carried over; it is tried again"),
+        }
+    }
+
+    /// # Errors
+    /// After the disk has failed.
+    fn check(&self) -> Result<(), JournalError> {
+        match self.has_failed.load(Ordering::Acquire) {
+            true => Err(JournalError::Unusable(
+                "the disk failed while the journal's log was carried over: see to the disk, and start the process \
+                 anew"
+                .into(),
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
 impl Checkpointer {
     fn start(path: PathBuf) -> Result<Self, JournalError> {
         let (calls, called) = sync_channel(1);
-        let nearly_done = Arc::new(AtomicBool::new(false));
-        let tell = Arc::clone(&nearly_done);
+        let told = Arc::<Told>::default();
+        let tell = Arc::clone(&told);
         let work = move || {
             let mut connection = None;
             for () in called {
+                if tell.check().is_err() {
+                    return;
+                }
                 match carry_over(&mut connection, &path) {
-                    Ok(()) => tell.store(true, Ordering::Release),
+                    Ok(()) => tell.nearly_done.store(true, Ordering::Release),
                     Err(error) => {
-                        tracing::warn!(%error, "the journal's log was not carried over; it is tried again");
+                        tell.failed(&error);
                         connection = None;
                     }
                 }
@@ -121,16 +203,16 @@ impl Checkpointer {
         };
         let thread = background::spawn("checkpointer", work)
             .map_err(|error| JournalError::Unusable(format!("no thread for checkpoints: {error}")))?;
-        Ok(Self { calls: Some(calls), nearly_done, thread: Some(thread), bytes: 0 })
+        Ok(Self { calls: Some(calls), told, thread: Some(thread), bytes: 0 })
     }
 
     /// To be told after every append, with the writer's connection.
     fn appended(&mut self, bytes: usize, connection: &Connection) {
         self.bytes += bytes;
-        if self.nearly_done.swap(false, Ordering::Acquire)
+        if self.told.nearly_done.swap(false, Ordering::Acquire)
             && let Err(error) = checkpoint(connection)
         {
-            tracing::warn!(%error, "the journal's log was not carried over; it is tried again");
+            self.told.failed(&error);
         }
         if self.bytes >= limits::JOURNAL_CHECKPOINT_BYTES {
             self.bytes = 0;
@@ -160,6 +242,7 @@ fn carry_over(slot: &mut Option<Connection>, path: &Path) -> rusqlite::Result<()
         Some(connection) => connection,
         None => {
             let connection = Connection::open(path)?;
+            keep_log(&connection)?;
             // As the writer's: what is carried over is synced before the log may be overwritten.
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.pragma_update(None, "wal_autocheckpoint", 0)?;
@@ -168,7 +251,7 @@ fn carry_over(slot: &mut Option<Connection>, path: &Path) -> rusqlite::Result<()
     };
     let mut carried = 0;
     for _ in 0..limits::JOURNAL_CHECKPOINT_ROUNDS {
-        let (log, all) = checkpoint(connection)?;
+        let Carried { log, all, .. } = checkpoint(connection)?;
         if log - carried < limits::JOURNAL_CHECKPOINT_REST_PAGES {
             break;
         }
@@ -177,10 +260,27 @@ fn carry_over(slot: &mut Option<Connection>, path: &Path) -> rusqlite::Result<()
     Ok(())
 }
 
-/// Carries over what is in the log when it begins, waiting for nobody. How many pages were in the log
-/// then, and how many of them have been carried over, now or before.
-fn checkpoint(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
-    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))
+/// What a checkpoint came to.
+struct Carried {
+    /// Whether somebody else was at it.
+    was_busy: bool,
+    /// Pages in the log when it began.
+    log: i64,
+    /// How many of them have been carried over, now or before.
+    all: i64,
+}
+
+impl Carried {
+    fn is_complete(&self) -> bool {
+        !self.was_busy && self.all == self.log
+    }
+}
+
+/// Carries over what is in the log when it begins, waiting for nobody.
+fn checkpoint(connection: &Connection) -> rusqlite::Result<Carried> {
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+        Ok(Carried { was_busy: row.get(0)?, log: row.get(1)?, all: row.get(2)? })
+    })
 }
 
 /// A failed statement: it is not known what became of it.
@@ -218,6 +318,7 @@ impl Journal for SqliteJournal {
     }
 
     fn append(&mut self, expected: Head, rows: &[Row]) -> Result<(), JournalError> {
+        self.checkpointer.told.check()?;
         // The lock file keeps other writers out; this keeps out a hand that edits the file.
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unknown)?;
@@ -309,8 +410,9 @@ impl SqliteReader {
         Connection::open_with_flags(&self.path, flags)
             .and_then(|connection| {
                 connection.pragma_update(None, "query_only", true)?;
-                // Only the writer checkpoints.
+                // Readers carry nothing over.
                 connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+                keep_log(&connection)?;
                 connection.busy_timeout(std::time::Duration::from_secs(5))?;
                 Ok(connection)
             })
@@ -359,5 +461,73 @@ mod tests {
         drop(journal);
         let mut again = SqliteJournal::open(directory.path()).unwrap();
         assert_eq!(again.head().unwrap(), head);
+    }
+
+    fn rows(after: Head, count: u64) -> Vec<Row> {
+        let row = |n| Row { position: after.position + n, hash: Hash::of(b"x"), entry: Arc::from(&b"x"[..]) };
+        (1..=count).map(row).collect()
+    }
+
+    /// Where the journal's file ends without its log.
+    fn head_of_the_file(directory: &Path) -> Head {
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::copy(directory.join(FILE), copy.path().join(FILE)).unwrap();
+        SqliteJournal::open(copy.path()).unwrap().head().unwrap()
+    }
+
+    #[test]
+    fn what_is_read_at_a_start_has_been_synced_whoever_wrote_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = SqliteJournal::open(directory.path()).unwrap();
+        journal.append(Head::EMPTY, &rows(Head::EMPTY, 3)).unwrap();
+        // As a process that is killed leaves it.
+        let killed = tempfile::tempdir().unwrap();
+        for file in [FILE, "journal.db-wal"] {
+            std::fs::copy(directory.path().join(file), killed.path().join(file)).unwrap();
+        }
+        assert_eq!(head_of_the_file(killed.path()), Head::EMPTY, "all is in the log");
+        let mut again = SqliteJournal::open(killed.path()).unwrap();
+        assert_eq!(again.head().unwrap().position, 3);
+        assert_eq!(head_of_the_file(killed.path()).position, 3, "it was carried over before it was read");
+    }
+
+    #[test]
+    fn a_reader_that_keeps_the_log_from_being_carried_over_keeps_the_journal_from_being_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = SqliteJournal::open(directory.path()).unwrap();
+        journal.append(Head::EMPTY, &rows(Head::EMPTY, 1)).unwrap();
+        let reader = SqliteReader::new(directory.path()).unwrap();
+        let connection = reader.connect().unwrap();
+        connection.execute_batch("BEGIN; SELECT count(*) FROM journal").unwrap();
+        let head = journal.head().unwrap();
+        journal.append(head, &rows(head, 1)).unwrap();
+        drop(journal);
+        let refused = SqliteJournal::open(directory.path()).unwrap_err().to_string();
+        assert!(refused.contains("try again"), "{refused}");
+        connection.execute_batch("COMMIT").unwrap();
+        assert_eq!(SqliteJournal::open(directory.path()).unwrap().head().unwrap().position, 2);
+    }
+
+    #[test]
+    fn once_the_disk_has_failed_under_a_checkpoint_nothing_is_appended_and_the_log_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = SqliteJournal::open(directory.path()).unwrap();
+        journal.append(Head::EMPTY, &rows(Head::EMPTY, 1)).unwrap();
+        let head = journal.head().unwrap();
+        let error = |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+        journal.checkpointer.told.failed(&error(rusqlite::ffi::SQLITE_FULL));
+        journal.append(head, &rows(head, 1)).unwrap();
+        let head = journal.head().unwrap();
+        journal.checkpointer.told.failed(&error(rusqlite::ffi::SQLITE_IOERR_FSYNC));
+        for _ in 0..2 {
+            assert!(matches!(journal.append(head, &rows(head, 1)), Err(JournalError::Unusable(_))));
+            journal.reopen().unwrap();
+        }
+        assert_eq!(journal.head().unwrap(), head);
+        drop(journal);
+        assert_eq!(head_of_the_file(directory.path()), Head::EMPTY, "nothing was carried over");
+        let mut again = SqliteJournal::open(directory.path()).unwrap();
+        assert_eq!(again.head().unwrap(), head);
+        again.append(head, &rows(head, 1)).unwrap();
     }
 }

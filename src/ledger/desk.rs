@@ -401,8 +401,9 @@ impl Desk {
         }
         let (until, _) = self.state.first_hold()?;
         let wait = u64::try_from(until.ms() - self.clock.now().ms()).unwrap_or(0);
-        // While the journal does not answer there is no use in trying at once again.
-        Some(if self.in_doubt { RETRY } else { Duration::from_millis(wait) })
+        // While nothing can be appended there is no use in trying at once again.
+        let is_in_trouble = self.in_doubt || self.shared.trouble.load().is_some();
+        Some(if is_in_trouble { RETRY } else { Duration::from_millis(wait) })
     }
 
     /// Sees to it that a batch is decided on what the journal holds, as far as this process can know, and

@@ -710,6 +710,32 @@ fn while_an_append_hangs_no_more_holds_expire_on_top_of_it_than_one_batch_may_ha
     assert!(expired.iter().all(|rows| *rows <= limits::WRITER_BATCH_EXPIRIES_MAX), "{appends:?}");
 }
 
+#[test]
+fn while_nothing_can_be_appended_a_hold_that_is_over_is_not_tried_again_and_again() {
+    let memory = Memory::private();
+    let (ledger, writer) = open(&memory, Clock::default());
+    ask(&ledger, Command::Activate(shipped())).unwrap();
+    ask(&ledger, fund(100_000_000)).unwrap();
+    let mut hold = draft(1, 1, 1, Mode::Hold, Clock::default().now());
+    hold.hold_minutes = Some(0);
+    // Faults are taken from the end: the hold is made.
+    let mut faults = vec![Fault::Refuse; 10_000];
+    faults.push(Fault::None);
+    *memory.faults.lock().unwrap() = faults;
+    claim_at(ask(&ledger, Command::Make(Box::new(hold))));
+    let before = memory.appends.lock().unwrap().len();
+    std::thread::sleep(Duration::from_millis(1500));
+    let tried = memory.appends.lock().unwrap().len() - before;
+    assert!((1..=3).contains(&tried), "{tried} times in a second and a half");
+    memory.faults.lock().unwrap().clear();
+    let began = std::time::Instant::now();
+    while ledger.position() < 5 {
+        assert!(began.elapsed() < Duration::from_secs(10), "it expires when it can");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    writer.stop();
+}
+
 fn redeemed(funds: Result<Outcome, Failure>) -> Fen {
     match funds {
         Ok(Outcome::Funds { funds, .. }) => funds[0].balance.redeemed,
