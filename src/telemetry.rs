@@ -147,6 +147,8 @@ pub struct Metrics {
     pub audit_position: Level,
     /// 1 from an audit that found a difference until one that finds none, else 0.
     pub audit_difference: Level,
+    /// Position of the last signed head that was kept; 0 while there is none.
+    pub head_position: Level,
     /// Position of the snapshot that the next start may be from; 0 while there is none.
     pub snapshot_position: Level,
     snapshot_lag_entries: Level,
@@ -187,6 +189,7 @@ impl Metrics {
             book_lag_entries: Level::default(),
             audit_position: Level::default(),
             audit_difference: Level::default(),
+            head_position: Level::default(),
             snapshot_position: Level::default(),
             snapshot_lag_entries: Level::default(),
             snapshot_seconds: Gauge::default(),
@@ -234,6 +237,7 @@ impl Metrics {
                 &metrics.audit_position,
             ),
             ("audit_difference", "1 while the last audit found a difference", &metrics.audit_difference),
+            ("head_position", "Position of the last signed head that was kept", &metrics.head_position),
             ("snapshot_position", "Position of the last snapshot", &metrics.snapshot_position),
             (
                 "snapshot_lag_entries",
@@ -369,6 +373,7 @@ mod tests {
             "book_position",
             "audit_position",
             "audit_difference",
+            "head_position",
             "snapshot_position",
             "snapshot_lag_entries",
             "snapshot_duration_seconds",

@@ -249,6 +249,9 @@ fn a_process_whose_clock_differs_from_postgresqls_is_unready_until_it_agrees() {
              $$ SELECT pg_catalog.clock_timestamp() + interval '{seconds} seconds' $$"
         ));
     };
+    let till = service.retailer();
+    let (key, sale) = (fresh_key(), service.sale());
+    let made = till.claim_under(&key, &sale);
     clock_ahead_by(5);
     database.execute(&format!("ALTER DATABASE {name} SET search_path = other_time, pg_catalog, public"));
     database.terminate_backends();
@@ -256,9 +259,51 @@ fn a_process_whose_clock_differs_from_postgresqls_is_unready_until_it_agrees() {
     assert!(told.starts_with("the machine's clock is 5") || told.contains("is 49"), "{told}");
     clock_ahead_by(-3);
     until_unready(&service, "ahead of PostgreSQL's");
+    // Nothing is stamped with it, whatever reaches the process all the same; what is known can be asked for.
+    for _ in 0..3 {
+        till.claim(&service.sale()).must_refuse("ledger-unavailable");
+    }
+    assert_eq!(till.claim_under(&key, &sale).text(), made.text());
+    assert_eq!(till.look_at(&made.json()), made.json());
+    let exit = Service::try_start(place.options()).err().expect("no other process starts on such a clock");
+    assert!(exit.output.contains("ahead of PostgreSQL's: put it right"), "{}", exit.output);
     clock_ahead_by(1);
     until_ready(&service);
+    till.claimed(&service.sale());
+}
+
+#[test]
+fn a_signed_head_that_cannot_be_kept_is_told_until_it_can() {
+    let directory = TempDir::with_prefix("subsidy-pos-").unwrap();
+    let heads = directory.path().join("heads");
+    let options = || {
+        Options::on(&directory.path().join("data"))
+            .env("SUBSIDY_POS__JOURNAL__HEAD_FILE", heads.join("journal.head").to_str().unwrap())
+            .env("SUBSIDY_POS__JOURNAL__HEAD_INTERVAL_S", "1")
+    };
+    let exit = Service::try_start(options()).err().expect("the directory is missing");
+    assert!(
+        exit.output.contains("journal.head_file") && exit.output.contains("not a directory"),
+        "{}",
+        exit.output
+    );
+    std::fs::create_dir(&heads).unwrap();
+    let service = Service::start_with(options());
+    let notes = || service.operator().get("/readyz").json()["notes"].to_string();
+    let kept = || {
+        let claim = service.retailer().claimed(&service.sale());
+        let position = claim["journal"]["position"].as_u64().unwrap();
+        eventually("its head is kept", Duration::from_secs(10), || {
+            (service.metric("head_position") >= position).then_some(())
+        });
+        assert_eq!(notes(), "[]");
+    };
+    kept();
+    std::fs::remove_dir_all(&heads).unwrap();
     service.retailer().claimed(&service.sale());
+    eventually("it is told", Duration::from_secs(10), || notes().contains("signed head").then_some(()));
+    std::fs::create_dir(&heads).unwrap();
+    kept();
 }
 
 #[test]
@@ -564,10 +609,19 @@ fn a_process_started_anew_does_not_go_on_from_an_older_copy_than_its_signed_head
         let data = directory.path().join("data");
         let mut service = Service::start_with(Options { database: database.clone(), ..Options::on(&data) });
         let till = service.retailer();
+        till.claimed(&service.sale().held());
         for _ in 0..5 {
             till.claimed(&service.sale());
         }
         assert!(service.stop().success());
+        let last = || match &database {
+            Some(database) => database.execute("SELECT max(position) FROM journal").parse::<i64>().unwrap(),
+            None => rusqlite::Connection::open(data.join("journal.db"))
+                .and_then(|journal| {
+                    journal.query_one("SELECT max(position) FROM journal", [], |row| row.get(0))
+                })
+                .unwrap(),
+        };
         let cut = "DELETE FROM journal WHERE position > (SELECT max(position) - 2 FROM journal)";
         match &database {
             // The book is as old as the journal.
@@ -578,12 +632,16 @@ fn a_process_started_anew_does_not_go_on_from_an_older_copy_than_its_signed_head
                 std::fs::remove_file(data.join("book.db")).unwrap();
             }
         }
+        // When the hold is over: whoever refuses the copy leaves it as it is.
+        service.wake_later(3_600_000);
+        let before = last();
         let Err(exit) = service.try_start_again() else { panic!("it started") };
         assert!(
             exit.output.contains("older copy") && exit.output.contains("journal.head"),
             "{}",
             exit.output
         );
+        assert_eq!(last(), before, "nothing is appended to it");
         // Whoever accepts the loss puts the head aside.
         std::fs::rename(data.join("journal.head"), directory.path().join("evidence")).unwrap();
         service.start_again();

@@ -20,17 +20,11 @@ fn options() -> Options {
     Options::default().env("SUBSIDY_POS__LEDGER__SNAPSHOT_INTERVAL_S", "1")
 }
 
-fn metric(service: &Service, name: &str) -> u64 {
-    let metrics = service.metrics();
-    let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("subsidy_pos_{name} ")));
-    line.unwrap_or_else(|| panic!("{name} is not in {metrics}")).parse().unwrap()
-}
-
 /// Waits for a snapshot at `position` or after it.
 #[track_caller]
 fn snapshot_from(service: &Service, position: u64) -> u64 {
     eventually("a snapshot is taken", PATIENCE, || {
-        let taken = metric(service, "snapshot_position");
+        let taken = service.metric("snapshot_position");
         (taken >= position).then_some(taken)
     })
 }
@@ -58,7 +52,7 @@ fn with_a_snapshot(options: Options) -> (Service, u64, Caller, Value) {
         }
     }
     till.cancel(&fresh_key()).must_be(200);
-    let last = metric(&service, "journal_position");
+    let last = service.metric("journal_position");
     let taken = snapshot_from(&service, last);
     (service, taken, till, middle)
 }
@@ -80,8 +74,8 @@ fn must_differ(service: &Service) -> String {
         let readiness = service.operator().get("/readyz").must_be(200);
         readiness["audit"]["difference"].as_str().map(str::to_owned)
     });
-    assert_eq!(metric(service, "audit_difference"), 1);
-    assert_eq!(metric(service, "snapshot_position"), 0);
+    assert_eq!(service.metric("audit_difference"), 1);
+    assert_eq!(service.metric("snapshot_position"), 0);
     assert!(files(service, "snapshot").is_empty(), "none is used again");
     assert!(!files(service, "distrusted").is_empty(), "evidence is kept");
     difference
@@ -94,13 +88,13 @@ fn a_start_from_a_snapshot_is_like_any_other_and_what_lies_before_is_checked_soo
     let sale = service.sale();
     let after = till.claim_under(&key, &sale).must_be(201);
     let hold = till.claimed(&service.sale().held());
-    assert!(metric(&service, "snapshot_lag_entries") >= 2);
+    assert!(service.metric("snapshot_lag_entries") >= 2);
 
     service.restart_later(31 * 60_000);
     assert!(service.log().contains("opened from a snapshot"), "{}", service.log());
-    assert!(metric(&service, "snapshot_position") >= taken);
+    assert!(service.metric("snapshot_position") >= taken);
     // Audits are a day apart; this one is not waited for so long.
-    must_agree(&service, metric(&service, "journal_position").min(taken + 2));
+    must_agree(&service, service.metric("journal_position").min(taken + 2));
     assert_eq!(till.look_at(&hold)["status"], "expired");
     assert_eq!(till.look_at(&middle)["status"], "redeemed");
     till.claim(&service.sale().with("/device", middle["device"].clone()))
@@ -135,7 +129,7 @@ fn snapshots_are_taken_as_the_journal_grows_and_two_are_kept() {
     assert_eq!(files(&service, "snapshot").len(), 2);
     // What only says that a snapshot was taken is no reason for another.
     std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(metric(&service, "snapshot_position"), last);
+    assert_eq!(service.metric("snapshot_position"), last);
     // Whoever deletes them is not asked for them again.
     std::fs::remove_dir_all(service.data().join("snapshots")).unwrap();
     for _ in 0..10 {
@@ -174,7 +168,7 @@ fn processes_on_one_journal_each_keep_their_own() {
     let (one, mut other) = (service("one"), service("other"));
     let till = one.retailer();
     let claims: Vec<_> = (0..20).map(|_| till.claimed(&one.sale())).collect();
-    let last = metric(&one, "journal_position");
+    let last = one.metric("journal_position");
     snapshot_from(&one, last);
     snapshot_from(&other, last);
     for name in ["one", "other"] {
@@ -202,7 +196,7 @@ fn none_are_taken_or_used_where_they_are_turned_off() {
     assert_eq!(files(&service, "snapshot").len(), 1);
     service.start_again();
     assert!(!service.log().contains("opened from a snapshot"), "{}", service.log());
-    assert_eq!(metric(&service, "snapshot_position"), 0);
+    assert_eq!(service.metric("snapshot_position"), 0);
 }
 
 #[test]
@@ -240,7 +234,7 @@ fn a_journal_in_the_first_format_goes_on_without() {
     eventually("it is said", PATIENCE, || service.log().contains(told).then_some(()));
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(service.log().matches(told).count(), 1);
-    assert_eq!(metric(&service, "snapshot_position"), 0);
+    assert_eq!(service.metric("snapshot_position"), 0);
     assert!(service.stop().success());
     let output = command(&["journal", "snapshot", "--data", data.to_str().unwrap()]);
     assert!(

@@ -249,6 +249,14 @@ fn programme_files(config: &Config) -> Result<Vec<(String, String)>, Failed> {
 fn faults_of(config: &Config) -> Vec<String> {
     let mut faults: Vec<String> = config.check().iter().map(ToString::to_string).collect();
     faults.extend(store::Store::of(config).err().map(|fault| fault.to_string()));
+    // The data directory is made where there is none.
+    let head_file = config.head_file();
+    let directory = head_file.parent().filter(|directory| !directory.as_os_str().is_empty());
+    if let Some(directory) = directory.filter(|directory| *directory != config.ledger.data_dir)
+        && !directory.is_dir()
+    {
+        faults.push(format!("journal.head_file: {} is not a directory", directory.display()));
+    }
     faults
 }
 

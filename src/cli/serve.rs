@@ -15,6 +15,7 @@ use subsidy_pos::heads::SignedHead;
 use subsidy_pos::http::operations::Standing;
 use subsidy_pos::http::{self, App};
 use subsidy_pos::identity::RegionCode;
+use subsidy_pos::journal::Journal;
 use subsidy_pos::ledger::command::{Command, Failure, OpenFund, Outcome, Refusal};
 use subsidy_pos::ledger::entry::{Key, ProgrammeFile, VERSION};
 use subsidy_pos::ledger::writer::{Observer, Writer};
@@ -161,9 +162,12 @@ struct Opened {
 }
 
 async fn open_ledger(config: &Config, clock: Clock, herald: Box<Herald>) -> Result<Opened, Failed> {
-    let (store, snapshots) = (Store::of(config)?, store::snapshots(config));
+    let (store, snapshots, head_file) = (Store::of(config)?, store::snapshots(config), config.head_file());
     beside(move |runtime| {
-        let (mut journal, reader) = (store.new_journal()?, store.reader(runtime)?);
+        let (mut journal, reader) = (store.new_journal()?, store.reader(runtime.clone())?);
+        // Before anything is appended: an older copy stays as it was found.
+        ensure_head_is_in(&mut *journal, &head_file)?;
+        runtime.block_on(watch::ensure_right_time(&*reader))?;
         let opened = snapshots.and_then(|snapshots| snapshots.open(&mut *journal));
         let (state, snapshot) = opened.map_or_else(Default::default, |(state, used)| (state, Some(used)));
         let journal_id = Key::new(rand::random());
@@ -210,7 +214,6 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
         open_ledger(config, clock, Herald::new(&feed, &metrics)).await?;
     metrics.journal_open_seconds.set(began.elapsed().as_secs_f64());
     metrics.snapshot_position.set(snapshot.map_or(0, |snapshot| snapshot.position));
-    ensure_head_is_in(&ledger, &config.head_file()).await?;
     prepare_journal(config, &ledger, &hash_keys, dev).await?;
     let (book, projector) = open_book(&Store::of(config)?, &ledger, feed).await?;
 
@@ -220,7 +223,7 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
         book,
         verifier,
         hash_keys: Arc::new(hash_keys),
-        signing_key: Arc::clone(&signing_key),
+        signing_key,
         shield: shield(config, ledger.published().keys.shield_salt())?,
         metrics,
         standing: Arc::clone(&standing),
@@ -249,8 +252,7 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     let api = actix_web::rt::spawn(api);
     let operations = actix_web::rt::spawn(operations);
     let heads = actix_web::rt::spawn(keep_heads(
-        ledger.clone(),
-        signing_key,
+        app.clone(),
         config.head_file(),
         Duration::from_secs(config.journal.head_interval_s.get().into()),
     ));
@@ -271,16 +273,19 @@ async fn run(config: &Config, clock: Clock, dev: bool) -> Result<(), Failed> {
     heads.abort();
     watch.abort();
     let knows_its_journal = ledger.trouble().is_none();
-    let stopped = tokio::task::spawn_blocking(move || {
+    let stopping = tokio::task::spawn_blocking(move || {
         if let Some(audit) = audit {
             audit.stop();
         }
-        writer.stop();
+        let head = writer.stop();
         projector.stop();
+        head
     });
-    stopped.await.map_err(failed)?;
-    if knows_its_journal {
-        sign_head(&ledger, &app.signing_key, &config.head_file()).await;
+    let head = stopping.await.map_err(failed)?;
+    if let Some(head) = head.filter(|_| knows_its_journal)
+        && let Ok(last) = ledger.stored_at(head).await
+    {
+        sign_head(&last, &app.signing_key, &config.head_file());
     }
     operations_handle.stop(false).await;
     let _ = api.await;
@@ -425,12 +430,18 @@ fn dev_fund(programme: &Programme, city: &str) -> Option<OpenFund> {
 }
 
 /// Signs the journal's head at intervals and keeps it outside the database.
-async fn keep_heads(ledger: Ledger, key: Arc<SigningKey>, file: std::path::PathBuf, every: Duration) {
+async fn keep_heads(app: App, file: std::path::PathBuf, every: Duration) {
     let mut signed = 0;
     loop {
-        // A journal that is not the one this process knows may have another entry at that position.
-        if ledger.trouble().is_none() && ledger.position() != signed {
-            signed = sign_head(&ledger, &key, &file).await.unwrap_or(signed);
+        if app.ledger.position() != signed
+            && let Ok(last) = app.ledger.last().await
+        {
+            let is_kept = sign_head(&last, &app.signing_key, &file);
+            app.standing.set_head_lost(!is_kept);
+            if is_kept {
+                signed = last.entry.position;
+                app.metrics.head_position.set(signed);
+            }
         }
         tokio::time::sleep(every).await;
     }
@@ -438,16 +449,13 @@ async fn keep_heads(ledger: Ledger, key: Arc<SigningKey>, file: std::path::PathB
 
 /// Refuses a journal without the entry that the newest signed head here names: a process that signed it, or
 /// another before it, has answered from that entry.
-async fn ensure_head_is_in(ledger: &Ledger, file: &Path) -> Result<(), Failed> {
+fn ensure_head_is_in(journal: &mut dyn Journal, file: &Path) -> Result<(), Failed> {
     if !file.exists() {
         return Ok(());
     }
     let head = SignedHead::load(file).map_err(failed)?;
-    let found = match head.position > ledger.position() {
-        true => None,
-        false => Some(ledger.stored(head.position).await.map_err(why)?),
-    };
-    if found.is_some_and(|stored| stored.hash == head.hash) {
+    let found = journal.read(head.position.saturating_sub(1), 1).map_err(failed)?;
+    if found.first().is_some_and(|row| (row.position, row.hash) == (head.position, head.hash)) {
         return Ok(());
     }
     Err(failed(format!(
@@ -459,17 +467,13 @@ async fn ensure_head_is_in(ledger: &Ledger, file: &Path) -> Result<(), Failed> {
     )))
 }
 
-async fn sign_head(ledger: &Ledger, key: &SigningKey, file: &Path) -> Option<u64> {
-    let stored = ledger.stored(ledger.position()).await.ok()?;
-    let saved =
-        SignedHead::sign(key, &stored).map_err(std::io::Error::other).and_then(|head| head.save(file));
-    match saved {
-        Ok(()) => Some(stored.entry.position),
-        Err(error) => {
-            tracing::error!(%error, file = %file.display(), "the signed head could not be written");
-            None
-        }
+/// Whether the head that `last` makes was signed and kept.
+fn sign_head(last: &Stored, key: &SigningKey, file: &Path) -> bool {
+    let saved = SignedHead::sign(key, last).map_err(std::io::Error::other).and_then(|head| head.save(file));
+    if let Err(error) = &saved {
+        tracing::error!(%error, file = %file.display(), "the signed head could not be written");
     }
+    saved.is_ok()
 }
 
 async fn wait_for_signal() -> Result<(), Failed> {

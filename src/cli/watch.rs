@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 use subsidy_pos::clock::Clock;
 use subsidy_pos::config::Config;
 use subsidy_pos::http::operations::Standing;
+use subsidy_pos::journal::{JournalError, Reader};
 use subsidy_pos::ledger::{Command, Ledger, Published};
 use subsidy_pos::limits;
 use subsidy_pos::programme::{Programme, ProgrammeSet};
 use subsidy_pos::secrets::HashKeys;
 use subsidy_pos::time::Timestamp;
+
+use super::{Failed, failed};
 
 /// What this process has, to be held against the journal.
 pub struct Watch {
@@ -40,10 +43,8 @@ impl Watch {
             // without anybody's request. What keeps the ledger from answering is told by the ledger.
             let _ = self.ledger.submit(Command::Look).await;
             // While PostgreSQL does not answer, the process has nothing but its own clocks.
-            let asked = Clock::default().now();
-            let theirs: Option<Timestamp> = self.ledger.journal().now().await.ok().flatten();
+            let theirs = other_clock(&**self.ledger.journal()).await.ok().flatten();
             let (elapsed, wall) = (began.elapsed(), Clock::default().now());
-            let theirs = theirs.map(|theirs| when_answered(theirs, asked, wall));
             if let Ok(is_single) = self.ledger.journal().is_single_copy().await {
                 self.standing.set_single_copy(is_single);
             }
@@ -52,15 +53,36 @@ impl Watch {
             if activated.0 != published.activated_at || activated.1.is_some() {
                 activated = (published.activated_at, other_files(&published, &self.config));
             }
-            let differs = time
-                .look(elapsed, wall, theirs)
-                .or_else(|| missing_key(&published, &self.hash_keys))
-                .or_else(|| activated.1.clone());
+            let clock = time.look(elapsed, wall, theirs);
+            if theirs.is_some() {
+                self.ledger.set_clock_off(clock.is_some());
+            }
+            let differs =
+                clock.or_else(|| missing_key(&published, &self.hash_keys)).or_else(|| activated.1.clone());
             drop(published);
             self.standing.set_unready(differs);
             tokio::time::sleep(limits::WATCH_PACE).await;
         }
     }
+}
+
+/// Refuses a machine whose clock is not PostgreSQL's, where the journal is there, before it is stamped with.
+///
+/// # Errors
+/// When it is not, or PostgreSQL does not answer.
+pub async fn ensure_right_time(reader: &dyn Reader) -> Result<(), Failed> {
+    let theirs = other_clock(reader).await.map_err(failed)?;
+    match TimeWatch::default().look(Duration::ZERO, Clock::default().now(), theirs) {
+        Some(off) => Err(failed(format!("{off}: put it right (NTP) and start again"))),
+        None => Ok(()),
+    }
+}
+
+/// What the clock of the journal's machine says now, where that is another machine.
+async fn other_clock(reader: &dyn Reader) -> Result<Option<Timestamp>, JournalError> {
+    let asked = Clock::default().now();
+    let theirs = reader.now().await?;
+    Ok(theirs.map(|theirs| when_answered(theirs, asked, Clock::default().now())))
 }
 
 /// Which of the programme files are not what is activated, if any.

@@ -61,8 +61,7 @@ async fn page(app: &App, wanted: &Wanted) -> Result<Listing<Entry>, Problem> {
 
 /// The last entry's position and hash, signed.
 async fn signed(app: &App) -> Result<SignedHead, Problem> {
-    let last = app.ledger.stored(app.ledger.look().await?).await?;
-    SignedHead::sign(&app.signing_key, &last).map_err(Problem::internal)
+    SignedHead::sign(&app.signing_key, &*app.ledger.last().await?).map_err(Problem::internal)
 }
 
 /// Read the journal

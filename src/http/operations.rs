@@ -19,6 +19,7 @@ pub struct Standing {
     stopping: AtomicBool,
     unready: ArcSwapOption<String>,
     single_copy: AtomicBool,
+    head_lost: AtomicBool,
     is_dev: bool,
     audit: ArcSwapOption<Audited>,
 }
@@ -39,6 +40,7 @@ impl Standing {
             stopping: AtomicBool::new(false),
             unready: ArcSwapOption::from_pointee("the process is starting".to_owned()),
             single_copy: AtomicBool::new(false),
+            head_lost: AtomicBool::new(false),
             is_dev: dev,
             audit: ArcSwapOption::const_empty(),
         }
@@ -71,6 +73,17 @@ impl Standing {
     /// Whether there is a single copy of the journal.
     pub fn set_single_copy(&self, is_single: bool) {
         self.single_copy.store(is_single && !self.is_dev, Ordering::Relaxed);
+    }
+
+    /// Whether the last signed head could not be kept.
+    pub fn set_head_lost(&self, is_lost: bool) {
+        self.head_lost.store(is_lost, Ordering::Relaxed);
+    }
+
+    /// What operators should know of a process that may be used.
+    fn notes(&self) -> Vec<&'static str> {
+        let notes = [(&self.single_copy, SINGLE_COPY), (&self.head_lost, HEAD_LOST)];
+        notes.into_iter().filter(|(holds, _)| holds.load(Ordering::Relaxed)).map(|(_, note)| note).collect()
     }
 
     /// It is being stopped: whoever distributes requests should send no more.
@@ -141,6 +154,9 @@ struct StateDigest {
 
 /// What a journal in a file, or in a PostgreSQL without a synchronous standby, comes to.
 const SINGLE_COPY: &str = "there is a single copy of the journal";
+/// What a head file comes to whose disk is full, or that may not be written.
+const HEAD_LOST: &str =
+    "the signed head cannot be kept: a journal that is cut short later might not be noticed";
 
 fn readiness(app: &App) -> (StatusCode, Readiness) {
     let reason = if app.standing.is_stopping() {
@@ -160,7 +176,7 @@ fn readiness(app: &App) -> (StatusCode, Readiness) {
         book: Place { position: app.book.position() },
         shield: ShieldState { used: app.shield.name(), degraded: app.shield.is_degraded() },
         audit: app.standing.audit.load_full().unwrap_or_default(),
-        notes: if app.standing.single_copy.load(Ordering::Relaxed) { vec![SINGLE_COPY] } else { Vec::new() },
+        notes: app.standing.notes(),
     };
     (code, readiness)
 }

@@ -58,6 +58,8 @@ pub enum Answer {
     FundReplay(u64),
     /// It is so already.
     Done,
+    /// The journal's end.
+    Head,
     /// A digest of the state.
     Digest,
     /// A digest of a part of the state.
@@ -124,7 +126,7 @@ pub fn decide(state: &State, command: &Command, now: Timestamp) -> Decision {
         }
         Command::RaiseFormat if state.format() >= VERSION => Err(Refusal::FormatIsNewest.into()),
         Command::RaiseFormat => Ok(Decision::Enter(Event::FormatActivated { version: VERSION })),
-        Command::Look => Ok(Answer::Done.into()),
+        Command::Look => Ok(Answer::Head.into()),
         Command::Digest => Ok(Answer::Digest.into()),
         Command::DigestOf(part) => Ok(Answer::DigestOf(*part).into()),
     };

@@ -9,6 +9,7 @@ use super::entry::{Balance, ClaimMade, ClaimMoved, Entry, Event, FundOpened, Has
 use super::state::Part;
 use crate::claim::{AdjustReason, ClaimId, Device, FundId, Mode, ReturnReason, Sale, Status, Submitter};
 use crate::identity::{Reference, RegionCode};
+use crate::journal::Head;
 use crate::money::Fen;
 use crate::programme::{Programme, ProgrammeId};
 use crate::rules::{Cited, Determination, Refused};
@@ -292,6 +293,8 @@ pub enum Outcome {
     FundReplay(u64),
     /// Done, and there is nothing to say.
     Done,
+    /// The journal's end.
+    Head(Head),
     /// A digest of the state, or of the part asked for, at a position.
     Digest {
         /// The position.

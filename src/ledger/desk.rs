@@ -51,6 +51,12 @@ fn is_published<M>(event: &Event<M>) -> bool {
     )
 }
 
+/// Whether a clock that said `before` and says `now` went otherwise than the time that has `passed`.
+fn has_jumped(before: Timestamp, now: Timestamp, passed: Duration) -> bool {
+    let passed = i64::try_from(passed.as_millis()).unwrap_or(i64::MAX);
+    u128::from((now.ms() - before.ms()).abs_diff(passed)) > limits::CLOCK_DIFFERENCE_MAX.as_millis()
+}
+
 /// Says that the ledger is not there any more, however the writer ended.
 struct Alarm(Arc<Shared>);
 
@@ -267,6 +273,8 @@ pub struct Desk {
     is_stopping: bool,
     /// The last entry's bytes; kept for its room.
     encoded: String,
+    /// When the clock was read last, and what it said.
+    read: (Instant, Timestamp),
 }
 
 impl Desk {
@@ -290,6 +298,7 @@ impl Desk {
             in_doubt: false,
             is_stopping: false,
             encoded: String::with_capacity(limits::ENTRY_BYTES_USUAL),
+            read: (Instant::now(), clock.now()),
         })
     }
 
@@ -313,8 +322,8 @@ impl Desk {
         Ok(())
     }
 
-    /// Serves until it is told to stop and nothing is queued any more.
-    pub fn run(mut self, queue: &Receiver<Work>) {
+    /// Serves until it is told to stop and nothing is queued any more. The journal's end then.
+    pub fn run(mut self, queue: &Receiver<Work>) -> Head {
         let _until_the_end = Alarm(Arc::clone(&self.shared));
         loop {
             let first = match self.until_own_work() {
@@ -322,11 +331,11 @@ impl Desk {
                 Some(wait) => match queue.recv_timeout(wait) {
                     Ok(work) => Some(work),
                     Err(RecvTimeoutError::Timeout) => None,
-                    Err(RecvTimeoutError::Disconnected) => return,
+                    Err(RecvTimeoutError::Disconnected) => return self.state.head(),
                 },
                 None => match queue.recv() {
                     Ok(work) => Some(work),
-                    Err(_) => return,
+                    Err(_) => return self.state.head(),
                 },
             };
             let mut batch = Batch::new();
@@ -335,7 +344,7 @@ impl Desk {
             if self.shared.is_away() && !batch.commands.is_empty() {
                 batch.give_up();
                 if self.is_stopping && queue.is_empty() {
-                    return;
+                    return self.state.head();
                 }
                 continue;
             }
@@ -376,7 +385,7 @@ impl Desk {
             lock(&self.journal).end_turn();
             self.answer(batch, written);
             if self.is_stopping && queue.is_empty() {
-                return;
+                return self.state.head();
             }
         }
     }
@@ -392,6 +401,20 @@ impl Desk {
         self.clock.now().max(self.state.at())
     }
 
+    /// Whether entries may be stamped with the machine's clock. Where others append too one that jumps is
+    /// not believed until it has been held against theirs, however soon that is.
+    fn trusts_clock(&mut self) -> bool {
+        let (since, before) = self.read;
+        self.read = (Instant::now(), self.clock.now());
+        if self.shared.is_shared && has_jumped(before, self.read.1, self.read.0 - since) {
+            tracing::error!(
+                "the machine's clock has jumped: nothing is appended until it agrees with PostgreSQL's"
+            );
+            self.shared.is_clock_off.store(true, Ordering::Relaxed);
+        }
+        !self.shared.is_clock_off.load(Ordering::Relaxed)
+    }
+
     /// How long there is nothing to do but what is asked for: until a hold expires, or a journal that is
     /// away is looked for.
     fn until_own_work(&self) -> Option<Duration> {
@@ -402,7 +425,9 @@ impl Desk {
         let (until, _) = self.state.first_hold()?;
         let wait = u64::try_from(until.ms() - self.clock.now().ms()).unwrap_or(0);
         // While nothing can be appended there is no use in trying at once again.
-        let is_in_trouble = self.in_doubt || self.shared.trouble.load().is_some();
+        let is_in_trouble = self.in_doubt
+            || self.shared.trouble.load().is_some()
+            || self.shared.is_clock_off.load(Ordering::Relaxed);
         Some(if is_in_trouble { RETRY } else { Duration::from_millis(wait) })
     }
 
@@ -432,11 +457,12 @@ impl Desk {
 
     /// Decides the commands of a batch that are not decided yet, in order, and folds what they enter.
     fn decide(&mut self, batch: &mut Batch) {
+        let may_enter = self.trusts_clock();
         let now = self.now();
         // However often the batch is added to: while an append hangs, all holds may end.
         for _ in batch.fresh.len()..limits::WRITER_BATCH_EXPIRIES_MAX {
             let expired = match self.state.first_hold() {
-                Some((until, claim)) if until <= now => apply::expire(&self.state, claim, now),
+                Some((until, claim)) if may_enter && until <= now => apply::expire(&self.state, claim, now),
                 _ => None,
             };
             let Some(event) = expired else { break };
@@ -454,7 +480,7 @@ impl Desk {
         drafts.for_each(|keys| self.state.warm(keys.iter()));
         for command in commands.iter().skip(batch.outcomes.len()) {
             // An entry that cannot be folded leaves the state as it was: only its own command fails.
-            let outcome = self.decide_one(batch, command, now).unwrap_or_else(|fault| {
+            let outcome = self.decide_one(batch, command, now, may_enter).unwrap_or_else(|fault| {
                 tracing::error!(%fault, "a command was decided on an entry that does not follow");
                 Err(Failure::Unavailable)
             });
@@ -468,9 +494,13 @@ impl Desk {
         batch: &mut Batch,
         command: &Command,
         now: Timestamp,
+        may_enter: bool,
     ) -> Result<Result<Outcome, Failure>, OpenError> {
         for _ in 0..limits::WRITER_BATCH_EXPIRIES_MAX {
             match apply::decide(&self.state, command, now) {
+                Decision::Enter(_) | Decision::ExpireFirst(_) if !may_enter => {
+                    return Ok(Err(Failure::Unavailable));
+                }
                 Decision::Enter(event) => {
                     let stored = self.enter(batch, event, now)?;
                     return Ok(Ok(self.entered(&stored)));
@@ -802,6 +832,7 @@ impl Desk {
             Answer::Funds(funds, position) => Outcome::Funds { funds, position },
             Answer::FundReplay(position) => Outcome::FundReplay(position),
             Answer::Done => Outcome::Done,
+            Answer::Head => Outcome::Head(self.state.head()),
             Answer::Digest => {
                 Outcome::Digest { position: self.state.head().position, digest: self.state.digest() }
             }
@@ -834,6 +865,31 @@ impl Desk {
             | Event::ProgrammesActivated { .. }
             | Event::FormatActivated { .. }
             | Event::SnapshotTaken { .. } => Outcome::Done,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_jumps_where_it_goes_otherwise_than_time() {
+        let at = Timestamp::from_ms;
+        let minute = Duration::from_secs(60);
+        for (now_ms, passed, jumped) in [
+            (60_000, minute, false),
+            (62_000, minute, false),
+            (62_001, minute, true),
+            (57_999, minute, true),
+            (-60_000, minute, true),
+            (0, Duration::ZERO, false),
+        ] {
+            assert_eq!(
+                has_jumped(at(1_800_000_000_000), at(1_800_000_000_000 + now_ms), passed),
+                jumped,
+                "{now_ms}"
+            );
         }
     }
 }

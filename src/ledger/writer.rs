@@ -2,7 +2,7 @@
 //! hands it commands and waits for the outcome.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::recent::Recent;
 use super::state::{FoldError, State};
 use super::{KeyRing, Published};
 use crate::clock::Clock;
-use crate::journal::{Journal, JournalError, Reader, Row};
+use crate::journal::{Head, Journal, JournalError, Reader, Row};
 use crate::json::Unwritable;
 use crate::limits;
 
@@ -102,6 +102,8 @@ pub(super) struct Shared {
     pub trouble: ArcSwapOption<&'static str>,
     /// Whether other processes may append to the same journal.
     pub is_shared: bool,
+    /// Whether the machine's clock is not that of whoever else appends: nothing is stamped with it.
+    pub is_clock_off: AtomicBool,
 }
 
 impl Shared {
@@ -123,17 +125,20 @@ pub struct Ledger {
 /// The writer's thread; stop it to leave a clean journal.
 pub struct Writer {
     queue: Sender<Work>,
-    thread: JoinHandle<()>,
+    thread: JoinHandle<Head>,
 }
 
 impl Writer {
-    /// Lets the writer finish what is queued, and waits for it.
-    pub fn stop(self) {
+    /// Lets the writer finish what is queued, and waits for it. The end of the journal that it knew, unless
+    /// it had failed.
+    pub fn stop(self) -> Option<Head> {
         // A full queue is drained by the writer; a closed one means that it has ended.
         let _ = self.queue.send(Work::Stop);
-        if self.thread.join().is_err() {
+        let head = self.thread.join();
+        if head.is_err() {
             tracing::error!("the writer had failed");
         }
+        head.ok()
     }
 }
 
@@ -167,6 +172,7 @@ impl Ledger {
             recent: Recent::new(journal.is_shared()),
             trouble: ArcSwapOption::empty(),
             is_shared: journal.is_shared(),
+            is_clock_off: AtomicBool::new(false),
         });
         let (queue, work) = crossbeam_channel::bounded(limits::QUEUE_COMMANDS_MAX);
         let mut desk = Desk::new(state, journal, clock, observer, Arc::clone(&shared))?;
@@ -224,6 +230,28 @@ impl Ledger {
             self.submit(Command::Look).await?;
         }
         Ok(self.position())
+    }
+
+    /// The journal's last entry at some moment after this was asked, as this process has folded it.
+    pub async fn last(&self) -> Result<Arc<Stored>, Failure> {
+        match self.submit(Command::Look).await? {
+            Outcome::Head(head) => self.stored_at(head).await,
+            _ => Err(Failure::Unavailable),
+        }
+    }
+
+    /// The entry that `head` names. None other: a journal that was replaced by an older copy, and has been
+    /// appended to since, may have another there.
+    pub async fn stored_at(&self, head: Head) -> Result<Arc<Stored>, Failure> {
+        let stored = self.stored(head.position).await?;
+        if stored.hash == head.hash {
+            return Ok(stored);
+        }
+        tracing::error!(
+            position = head.position,
+            "the journal has another entry there than this process knows"
+        );
+        Err(Failure::Unavailable)
     }
 
     fn enqueue(&self, work: Work) -> Result<(), Failure> {
@@ -293,6 +321,12 @@ impl Ledger {
     /// What keeps the ledger from deciding, as far as the last commands have shown.
     pub fn trouble(&self) -> Option<&'static str> {
         self.shared.trouble.load().as_deref().copied()
+    }
+
+    /// Says whether the machine's clock is off. While it is, nothing is appended: an entry from the future
+    /// would end the holds of all processes, and what they sell now would be long past.
+    pub fn set_clock_off(&self, is_off: bool) {
+        self.shared.is_clock_off.store(is_off, Ordering::Relaxed);
     }
 
     /// The service's clock.

@@ -311,11 +311,16 @@ impl Service {
         self.start_again();
     }
 
+    /// Moves the clock of the next start `ms` further on.
+    pub fn wake_later(&mut self, ms: i64) {
+        self.offset_ms += ms;
+    }
+
     /// Restarts the service with its clock `ms` further on.
     #[track_caller]
     pub fn restart_later(&mut self, ms: i64) {
         assert!(self.stop().success(), "it stops without complaint:\n{}", self.log());
-        self.offset_ms += ms;
+        self.wake_later(ms);
         self.start_again();
     }
 
@@ -409,6 +414,14 @@ impl Service {
     #[track_caller]
     pub fn entries(&self) -> Vec<Value> {
         super::journal::rows(&self.regulator()).into_iter().map(|row| row.parsed()).collect()
+    }
+
+    /// A metric that has no labels.
+    #[track_caller]
+    pub fn metric(&self, name: &str) -> u64 {
+        let metrics = self.metrics();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&format!("subsidy_pos_{name} ")));
+        line.unwrap_or_else(|| panic!("{name} is not in {metrics}")).parse().expect("a number")
     }
 
     /// The metrics as text.
