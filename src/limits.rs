@@ -21,6 +21,8 @@ pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 pub const CONNECTIONS_MAX: usize = 4096;
 /// How long an idle connection is kept open for a further request.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long a connection may bring no whole request before it is closed, whatever it does meanwhile.
+pub const CONNECTION_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a connection that is being closed is waited for.
 pub const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time, in seconds, for which requests are still served after the service was asked to stop.
@@ -327,6 +329,11 @@ pub const WORKERS_MAX: u32 = 256;
 /// Requests per second that a rate limit may be set to.
 pub const RATE_PER_SECOND_MAX: u32 = 1_000_000;
 
+// Whoever answers a request, waits for the next and gives it its time is not cut short.
+const _: () = assert!(
+    DECISION_TIMEOUT.as_secs() + KEEP_ALIVE.as_secs() + 2 * REQUEST_TIMEOUT.as_secs()
+        < CONNECTION_PATIENCE.as_secs()
+);
 const _: () = assert!(TURN_WAIT.as_millis() < CONTENTION.as_millis());
 const _: () = assert!(TURN_WAIT.as_millis() < POSTGRES_TIMEOUT.as_millis());
 const _: () = assert!(DECISION_TIMEOUT.as_secs() < SHUTDOWN_TIMEOUT.as_secs());

@@ -33,6 +33,7 @@ use crate::telemetry::Metrics;
 mod table;
 
 pub mod claims;
+mod connection;
 pub mod extract;
 pub mod funds;
 pub mod journal;
@@ -253,6 +254,7 @@ where
     F: Future<Output = Result<Reply, Problem>>,
 {
     let begun = Instant::now();
+    connection::has_come(&request);
     let hearer = Hearer::of(request.headers());
     let mut admissions = Admissions::new();
     let result = match extract::call::<R, B>(&app, request, payload, hearer, &mut admissions).await {
@@ -280,6 +282,7 @@ fn log(hearer: &Hearer, index: usize, response: &HttpResponse, elapsed: Duration
 
 /// What has no route: the path is unknown, or known for other methods.
 async fn unrouted(app: Rc<App>, allow: Option<Rc<str>>, request: HttpRequest) -> HttpResponse {
+    connection::has_come(&request);
     let hearer = Hearer::of(request.headers());
     let result = match allow {
         Some(allow) if request.method() == Method::OPTIONS => {
@@ -467,6 +470,7 @@ fn server(app: &App, listener: Listener, socket: TcpListener, workers: usize) ->
     let server = HttpServer::new(factory)
         .workers(workers)
         .max_connections(limits::CONNECTIONS_MAX)
+        .on_connect(connection::watch)
         .keep_alive(limits::KEEP_ALIVE)
         .client_request_timeout(limits::REQUEST_TIMEOUT)
         .client_disconnect_timeout(limits::DISCONNECT_TIMEOUT)
