@@ -138,6 +138,10 @@ fn a_cursor_is_bound_to_its_caller_and_its_filters() {
     let stolen = format!("/v1/claims?category=smart_glasses&cursor={cursor}");
     assert_eq!(other.get(&stolen).status, 400, "someone else's cursor");
     assert_eq!(service.regulator().get(&stolen).status, 400, "someone else's cursor");
+    let [one, two] = ["officer-1", "officer-2"].map(|name| service.caller("regulator", name, &[]));
+    let cursor = page(&one, "?limit=1")["next_cursor"].as_str().unwrap().to_owned();
+    assert_eq!(one.get(&format!("/v1/claims?cursor={cursor}")).status, 200);
+    assert_eq!(two.get(&format!("/v1/claims?cursor={cursor}")).status, 400, "someone else's cursor");
     let mut bent = cursor.clone().into_bytes();
     let middle = bent.len() / 2;
     bent[middle] = if bent[middle] == b'A' { b'B' } else { b'A' };

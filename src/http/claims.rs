@@ -583,7 +583,7 @@ pub async fn list(call: Call<Viewer, Query<Wanted>>) -> Result<Reply, Problem> {
     let arrived_at = app.ledger.look().await?;
     let mut query = wanted.query(&viewer);
     // The cursor is bound to all that is asked for but where and how long the page is.
-    let bound = format!("claims {:?}", ClaimsQuery { limit: 0, ..query.clone() });
+    let bound = format!("claims {:?} {:?}", viewer.officer(), ClaimsQuery { limit: 0, ..query.clone() });
     let place = wanted.page.begins_after(&app.hash_keys, &bound)?;
     query.before = place.and_then(|place| place.parse().ok());
     app.book.wait_for(arrived_at, Instant::now() + limits::BOOK_WAIT).await;

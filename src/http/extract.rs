@@ -155,7 +155,15 @@ impl Viewer {
         }
     }
 
-    /// The same for the book.
+    /// Which of the regulator's officers it is, who all may see the same.
+    pub fn officer(&self) -> Option<&str> {
+        match &*self.caller {
+            Caller::Regulator(regulator) => Some(&regulator.officer),
+            Caller::Retailer(_) | Caller::Platform(_) => None,
+        }
+    }
+
+    /// The same as [`Viewer::sees`] for the book.
     pub fn scope(&self) -> Scope {
         match &*self.caller {
             Caller::Retailer(own) => Scope::Retailer(*own),
