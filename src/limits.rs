@@ -89,7 +89,7 @@ pub const HOLD_DAYS_MAX: u16 = 60;
 
 /// Commands waiting for the writer; one more is answered 503.
 pub const QUEUE_COMMANDS_MAX: usize = 8192;
-/// Commands decided before one append.
+/// Commands that make a batch full; a request of many that was begun with is taken whole.
 pub const WRITER_BATCH_COMMANDS_MAX: usize = 1024;
 /// Commands that the writer takes at a time: while these are written it decides the next, which would all
 /// wait if it took whatever is queued.
@@ -102,7 +102,7 @@ pub const WRITER_GLANCE: Duration = Duration::from_micros(100);
 pub const WRITER_BATCH_EXPIRIES_MAX: usize = 256;
 /// Keys whose retention has passed that one folded entry may drop.
 pub const FOLD_DROPS_MAX: usize = 64;
-/// Bytes in one journal entry.
+/// Most bytes that one journal entry comes to: what goes into one is bounded so, see below.
 pub const ENTRY_BYTES_MAX: usize = 256 * 1024;
 /// Bytes for which there is room from the start where an entry is written; a claim's has fewer.
 pub const ENTRY_BYTES_USUAL: usize = 2048;

@@ -22,7 +22,7 @@ use super::batch::{Contradiction, Line};
 use crate::background;
 use crate::journal::{Head, JournalError, Reader};
 use crate::ledger::Stored;
-use crate::ledger::entry::{Entry, Unreadable};
+use crate::ledger::entry::{Entry, Hash, Unreadable};
 use crate::limits;
 
 /// The projector's side of a book; one per process.
@@ -569,6 +569,11 @@ impl Work {
                 break;
             }
             for row in rows {
+                if Hash::of(&row.entry) != row.hash {
+                    let what =
+                        format!("entry {}: the stored hash is not that of the stored bytes", row.position);
+                    return Err(JournalError::Unusable(what).into());
+                }
                 let entry = Entry::decode(row.position, &row.entry)?;
                 lines.push(Line::of(&Stored { entry, hash: row.hash }));
             }
