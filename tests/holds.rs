@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use crate::support::identifiers::{barcode_of, fresh_imei};
 use crate::support::service::also_on_postgres;
-use crate::support::{Service, at_once, eventually, fen, instant, json};
+use crate::support::{Sale, Service, at_once, eventually, fen, instant, json};
 
 #[test]
 fn a_hold_reserves_money_and_is_redeemed_with_its_device() {
@@ -74,6 +75,60 @@ fn a_hold_that_named_its_device_keeps_it() {
         .must_refuse("claim-state-conflict");
     assert_eq!(till.look_at(&hold)["status"], "held");
     till.act(&hold, "redeem", &json!({"device": device})).must_be(200);
+}
+
+#[test]
+fn whatever_else_is_said_of_a_held_device_is_a_conflict_at_once() {
+    let service = Service::start();
+    let till = service.retailer();
+    let (first, second) = (fresh_imei(), fresh_imei());
+    let sale = service
+        .sale()
+        .with("/device/barcode", barcode_of(777, 1))
+        .with("/device/imei", json!([first, second]))
+        .with("/device/sn", fresh_imei());
+    let hold = till.claimed(&sale.clone().held_with_device());
+    let redeem = |sale: Sale| till.act(&hold, "redeem", &json!({"device": sale.body["device"]}));
+    // The serial number names the device as an IMEI already.
+    let with_its_sn = json!([first, second, sale.text("/device/sn")]);
+    let others = [
+        sale.clone().with("/device/barcode", barcode_of(777, 2)),
+        sale.clone().with("/device/imei", with_its_sn),
+        sale.clone().with("/device/imei", json!([first, second, fresh_imei()])),
+        sale.clone().with("/device/imei", json!([first])),
+        sale.clone().without("/device/imei"),
+    ];
+    for other in &others {
+        for _ in 0..2 {
+            redeem(other.clone()).must_refuse("claim-state-conflict");
+        }
+    }
+    assert_eq!(till.look_at(&hold), hold, "a refusal changes nothing");
+    service
+        .retailer()
+        .act(&hold, "redeem", &json!({"device": others[0].body["device"]}))
+        .must_refuse("claim-not-found");
+    let same = sale.with("/device/imei", json!([second, first]));
+    let redeemed = redeem(same.clone()).must_be(200);
+    assert_eq!((&redeemed["status"], &redeemed["device"]), (&json!("redeemed"), &hold["device"]));
+    assert_eq!(redeem(same).must_be(200), redeemed);
+    for other in others {
+        redeem(other).must_refuse("claim-state-conflict");
+    }
+}
+
+#[test]
+fn the_invoice_of_the_redemption_takes_the_place_of_the_holds() {
+    let service = Service::start();
+    let till = service.retailer();
+    let hold = till.claimed(&service.sale().held_with_device().with("/invoice_no", "F-1"));
+    let redeem = |invoice_no: &str| till.act(&hold, "redeem", &json!({"invoice_no": invoice_no}));
+    let redeemed = redeem("F-2").must_be(200);
+    assert_eq!(redeem("F-2").must_be(200), redeemed);
+    assert_eq!(till.redeem(&hold).must_be(200), redeemed);
+    redeem("F-1").must_refuse("claim-state-conflict");
+    let moved = service.entries().into_iter().find(|entry| entry["event"]["claim_moved"].is_object());
+    assert_eq!(moved.unwrap()["event"]["claim_moved"]["invoice_no"], "F-2");
 }
 
 #[test]
@@ -183,6 +238,7 @@ also_on_postgres!(
     twenty_redemptions_of_one_hold_at_once_redeem_it_once,
     redeeming_and_releasing_at_once_come_to_one_of_both,
     a_hold_that_named_its_device_keeps_it,
+    whatever_else_is_said_of_a_held_device_is_a_conflict_at_once,
     a_device_sold_elsewhere_meanwhile_cannot_be_bound,
     giving_a_hold_back_can_be_repeated,
     a_hold_expires_when_its_time_is_over,

@@ -43,7 +43,7 @@ pub struct RedeemBody {
     /// The device; required where the hold had none.
     #[schema(value_type = Option<sale::DeviceDescribed>)]
     device: Option<Device>,
-    /// The invoice.
+    /// The invoice; takes the place of one that the hold was made with.
     #[schema(value_type = Option<String>)]
     invoice_no: Option<Reference>,
 }
@@ -59,14 +59,30 @@ impl Readable for RedeemBody {
 }
 
 impl RedeemBody {
-    /// Whether a redeemed claim has what this says; what is left out is as the claim has it.
-    fn agrees_with(&self, claim: &ClaimView) -> bool {
+    /// Refuses a hold that has another device than this names. The ledger cannot tell: it keeps what a device is
+    /// known by, which another barcode of its manufacturer does not change. A hold keeps the device that it was
+    /// made with, so that nothing comes in between.
+    fn check_device(&self, claim: &ClaimView) -> Result<(), Refusal> {
+        let status = claim.status();
+        let is_bound = status == Status::Held && claim.device().is_some();
+        if is_bound && !self.agrees_on_device(claim) {
+            return Err(Refusal::ClaimStateConflict { status });
+        }
+        Ok(())
+    }
+
+    fn agrees_on_device(&self, claim: &ClaimView) -> bool {
         let same_device = |ours: &Device, theirs: &Device| {
             let (ours_imei, theirs_imei) = (sale::sorted(&ours.imei), sale::sorted(&theirs.imei));
             ours.sn == theirs.sn && ours.barcode == theirs.barcode && ours_imei == theirs_imei
         };
         let device = self.device.as_ref();
         device.is_none_or(|ours| claim.device().is_some_and(|theirs| same_device(ours, theirs)))
+    }
+
+    /// Whether a redeemed claim has what this says; what is left out is as the claim has it.
+    fn agrees_with(&self, claim: &ClaimView) -> bool {
+        self.agrees_on_device(claim)
             && self.invoice_no.as_ref().is_none_or(|invoice| claim.invoice_no() == Some(invoice))
     }
 }
@@ -451,6 +467,10 @@ async fn moved(
 pub async fn redeem(call: Call<Submitting, Json<RedeemBody>>) -> Result<Reply, Problem> {
     let claim_id = call.claim_id()?;
     let Call { app, role: Submitting(by), body: Json(body), .. } = call;
+    if body.device.is_some() {
+        let claim = located(&app, claim_id, |claim| is_of(claim, &by)).await?;
+        body.check_device(&claim)?;
+    }
     let command = redemption(&app, by, claim_id, body.clone());
     let outcome = app.ledger.submit(command).await?;
     moved(&app, outcome, |claim| body.agrees_with(claim)).await
