@@ -1,8 +1,9 @@
 //! A person gets what the programme allows, however their document is written.
 
 use crate::support::identifiers::{fifteen_digits, fresh_resident_id, full_width};
+use crate::support::programmes::{limit_persons, service_with};
 use crate::support::service::also_on_postgres;
-use crate::support::{Options, Sale, Service, at_once, instant};
+use crate::support::{Options, Sale, Service, at_once, instant, json};
 
 #[test]
 fn fifty_keys_for_one_person_make_one_claim() {
@@ -142,6 +143,34 @@ fn the_limit_counts_over_all_programmes() {
     let refusal = till.claim(&service.sale().resident(&id_number)).must_refuse("consumer-limit-reached");
     assert!(refusal["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty()), "{refusal}");
     assert!(refusal["clause"].to_string().contains("choice"), "measure 25 itself sets no limit: {refusal}");
+}
+
+#[test]
+fn a_reached_limit_names_the_rule_that_sets_it_though_others_say_the_same() {
+    let (service, _directory) = service_with(|programmes| {
+        limit_persons(programmes, "smart_bionic", 1, "a notice on bionics", "notice");
+        limit_persons(programmes, "smart_health", 1, "a law on health", "text");
+    });
+    let till = service.retailer();
+    for (category, article, basis) in [
+        ("smart_home_robot", "measure 25 is silent: as the national programmes have it", "choice"),
+        ("smart_bionic", "a notice on bionics", "notice"),
+        ("smart_health", "a law on health", "text"),
+    ] {
+        let id_number = fresh_resident_id();
+        let sale = || service.sale().category(category).resident(&id_number);
+        till.claimed(&sale());
+        let refusal = till.claim(&sale()).must_refuse("consumer-limit-reached");
+        assert_eq!(
+            refusal["clause"],
+            json!({"programme": "zj-ai-25", "article": article, "basis": basis}),
+            "{category}"
+        );
+        let says_so = refusal["detail"].as_str().unwrap().contains("administrative choice");
+        assert_eq!(says_so, basis == "choice", "{refusal}");
+        let quoted = till.post("/v1/quotes", &sale().body).must_be(200);
+        assert_eq!(quoted["refusal"]["clause"], refusal["clause"], "{quoted}");
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::book::BookError;
 use crate::journal::JournalError;
 use crate::ledger::command::Alternative;
 use crate::ledger::{Failure, Refusal};
-use crate::programme::{Basis, Parameter, Programme, Reference};
+use crate::programme::{Basis, Programme, Reference};
 use crate::rules::{Cited, Determination, Refused};
 use crate::shield::Admission;
 
@@ -695,7 +695,7 @@ impl From<Refusal> for Problem {
                 basis: Basis::Choice.name(),
                 ..Clause::new(&programme, &programme.overlap.reference)
             }),
-            Refusal::ConsumerLimitReached { programme, limit } => problem.with_limit(&programme, limit),
+            Refusal::ConsumerLimitReached { limit, rule } => problem.with_limit(limit, &rule),
             Refusal::FundNotOpen { alternatives }
             | Refusal::FundFrozen { alternatives }
             | Refusal::FundExhausted { alternatives } => {
@@ -719,10 +719,7 @@ fn hold_too_long(minutes_max: u32) -> Wrong {
 impl Problem {
     /// The limit that a person has reached, with its source. Where it is an administrative choice the
     /// text says so.
-    fn with_limit(self, programme: &Programme, limit: u16) -> Self {
-        let own = programme.categories.iter().filter_map(|listed| listed.person_limit.as_ref());
-        let mut rules = std::iter::once(&programme.person_limit).chain(own);
-        let rule: &Parameter<u16> = rules.find(|rule| rule.value == limit).unwrap_or(&programme.person_limit);
+    fn with_limit(self, limit: u16, rule: &Cited) -> Self {
         let (choice, choice_zh) = match rule.reference.basis {
             Basis::Choice => (
                 " The limit is an administrative choice, not the text of the law.",
@@ -730,7 +727,7 @@ impl Problem {
             ),
             Basis::Text | Basis::Notice => ("", ""),
         };
-        self.with_clause(Clause::new(programme, &rule.reference)).with_detail(Text {
+        self.citing(Some(rule)).with_detail(Text {
             en: format!(
                 "This consumer has had {limit} of {limit} subsidised items of this category in the calendar year of the sale, counted over all programmes.{choice}"
             )

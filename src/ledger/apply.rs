@@ -18,7 +18,7 @@ use crate::claim::{ClaimId, Device, FundId, Mode, Status, Submitter};
 use crate::identity::RegionCode;
 use crate::limits;
 use crate::money::Fen;
-use crate::programme::{EntitlementOnReturn, Programme, ProgrammeSet};
+use crate::programme::{EntitlementOnReturn, Parameter, Programme, ProgrammeSet};
 use crate::rules::{self, Cited, Considered, Determination};
 use crate::time::Timestamp;
 
@@ -326,7 +326,8 @@ fn payable<'s, 'd>(
         );
     }
     if let Some(limit) = reached_limit(state, chosen, asked, now, dead)? {
-        return Err(Refusal::ConsumerLimitReached { programme: Arc::clone(&chosen.programme), limit }.into());
+        let rule = Cited::new(programme, &limit.reference);
+        return Err(Refusal::ConsumerLimitReached { limit: limit.value, rule }.into());
     }
     let fund = match funded(state, chosen, asked, now, dead)? {
         Ok(fund) => fund,
@@ -382,19 +383,21 @@ fn is_out_of_the_way(state: &State, ix: ClaimIx, now: Timestamp, dead: Dead) -> 
 }
 
 /// The programme's limit for the category where the person has reached it, under whatever hash key.
-fn reached_limit(
+fn reached_limit<'d>(
     state: &State,
-    considered: &Considered,
+    considered: &'d Considered,
     asked: &Asked<'_>,
     now: Timestamp,
     dead: Dead,
-) -> Deciding<Option<u16>> {
-    let Some(limit) = considered.programme.person_limit(asked.category.as_str()) else { return Ok(None) };
+) -> Deciding<Option<&'d Parameter<u16>>> {
+    let Some(limit) = considered.programme.person_limit_rule(asked.category.as_str()) else {
+        return Ok(None);
+    };
     let mut live = 0_u16;
     for key in asked.persons {
         for ix in state.holders(key) {
             live += u16::from(!is_out_of_the_way(state, ix, now, dead)?);
-            if live >= limit {
+            if live >= limit.value {
                 return Ok(Some(limit));
             }
         }

@@ -424,10 +424,10 @@ pub enum Refusal {
     TradeInAlreadyUsed(Cited),
     /// The person has had what the programme allows.
     ConsumerLimitReached {
-        /// Whose limit.
-        programme: Arc<Programme>,
         /// The limit.
         limit: u16,
+        /// The rule that sets it: the programme's, or the category's own.
+        rule: Cited,
     },
     /// No fund of the programme covers the region and the day.
     FundNotOpen {

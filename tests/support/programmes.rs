@@ -2,6 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use tempfile::TempDir;
+
+use super::{Options, Service};
+
 /// Where the shipped files are.
 fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config/programmes")
@@ -17,6 +21,24 @@ pub fn copy(directory: &Path) -> PathBuf {
         }
     }
     directory.to_owned()
+}
+
+/// A service on the shipped programmes as `edit` leaves them in a directory of their own.
+#[track_caller]
+pub fn service_with(edit: impl FnOnce(&Path)) -> (Service, TempDir) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let programmes = copy(&directory.path().join("programmes"));
+    edit(&programmes);
+    let programmes = programmes.to_str().expect("a path in UTF-8");
+    (Service::start_with(Options::default().env("SUBSIDY_POS__PROGRAMMES__DIR", programmes)), directory)
+}
+
+/// Gives a category of measure 25 a limit of its own for each person.
+#[track_caller]
+pub fn limit_persons(directory: &Path, category: &str, value: u16, clause: &str, basis: &str) {
+    let id = format!("id = \"{category}\"\n");
+    let limit = format!("person_limit = {{ value = {value}, clause = \"{clause}\", basis = \"{basis}\" }}\n");
+    change(&directory.join("zj-ai-25.toml"), &id, &(id.clone() + &limit));
 }
 
 /// Puts `to` in the place of the first `from`, which must be there.
