@@ -36,6 +36,8 @@ pub const PAGE_ITEMS_DEFAULT: usize = 50;
 
 /// Digits of yuan in a price.
 pub const PRICE_YUAN_DIGITS_MAX: usize = 8;
+/// Fen of the highest price that so many digits write.
+pub const PRICE_FEN_MAX: i64 = 9_999_999_999;
 /// Digits of yuan in a fund's budget or adjustment.
 pub const BUDGET_YUAN_DIGITS_MAX: usize = 13;
 /// Characters in order, invoice, store and terminal numbers.
@@ -82,6 +84,8 @@ pub const PROGRAMME_LIST_MAX: usize = 256;
 pub const PROGRAMME_PROSE_CHARS_MAX: usize = 200;
 /// Decimals of a rate; so few that rate times price is always exact.
 pub const RATE_DECIMALS_MAX: usize = 6;
+/// Fen that a programme may pay for one item at most: the state keeps a claim's subsidy in 32 bits.
+pub const SUBSIDY_FEN_MAX: i64 = 4_294_967_295;
 /// Longest hold that a programme may allow.
 pub const HOLD_DAYS_MAX: u16 = 60;
 
@@ -353,6 +357,7 @@ const _: () = assert!(BODY_BYTES_MAX * 4 < ENTRY_BYTES_MAX);
 const _: () = assert!(WRITER_BATCH_COMMANDS_MAX + WRITER_BATCH_EXPIRIES_MAX <= BOOK_INBOX_ENTRIES_MAX / 2);
 const _: () = assert!(BOOK_QUERIES_RUNNING_MAX <= BOOK_QUERIES_MAX);
 const _: () = assert!(BOOK_PACE.as_millis() < BOOK_WAIT.as_millis());
+const _: () = assert!(PRICE_FEN_MAX + 1 == 100 * 10_i64.pow(PRICE_YUAN_DIGITS_MAX as u32));
 // A budget in fen, and any sum of a hundred of them, fits into 64 bits.
 const _: () = assert!(BUDGET_YUAN_DIGITS_MAX <= 13);
 // JSON writes no character of a programme file with more than two bytes for one (TOML has no control

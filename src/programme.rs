@@ -358,6 +358,13 @@ impl Programme {
         self.categories.iter().find(|listed| listed.category.as_str() == category)
     }
 
+    /// The most that one item can get: the cap, or what the rate makes of the highest price where that is less.
+    fn highest_amount(&self) -> Fen {
+        let price = self.price_ceiling.as_ref().map_or(Fen::new(limits::PRICE_FEN_MAX), |rule| rule.value);
+        let computed = price.at_rate(self.rate.value, self.rounding.value);
+        computed.map_or(self.cap.value, |computed| computed.min(self.cap.value))
+    }
+
     /// Items of `category` that one person may have in a calendar year; `None` if it is not listed.
     pub fn person_limit(&self, category: &str) -> Option<u16> {
         self.person_limit_rule(category).map(|rule| rule.value)
@@ -619,6 +626,14 @@ impl Reader<'_> {
         categories
     }
 
+    /// Refuses a programme under which there could be claims that the ledger has no room for.
+    fn bound(&mut self, programme: &Programme, cap_at: usize) {
+        let most = Fen::new(limits::SUBSIDY_FEN_MAX);
+        if programme.highest_amount() > most {
+            self.fault(cap_at, format_args!("wanted here: at most \"{most}\", as the rate allows more"));
+        }
+    }
+
     /// The programme, and where its id and priority stand; `None` or a wrong one comes with faults.
     fn programme(&mut self) -> Option<(Programme, Places)> {
         let file: File = match toml::from_str(self.text) {
@@ -629,6 +644,7 @@ impl Reader<'_> {
             }
         };
         let places = Places { id: file.id.span().start, priority: file.priority.value.span().start };
+        let cap_at = file.cap.value.span().start;
         self.value(&file.version, |version| (*version > 0).then_some(()), "a whole number from 1");
         let source = self.source(&file.source);
         let in_force = self.period(&file.in_force);
@@ -670,6 +686,7 @@ impl Reader<'_> {
             hold_days_max: hold_days_max?,
             text: self.text.into(),
         };
+        self.bound(&programme, cap_at);
         Some((programme, places))
     }
 }
@@ -1032,6 +1049,36 @@ pub(crate) mod tests {
             let [(at, found)] = faults.as_slice() else { panic!("{new}: {faults:?}") };
             assert!(found.contains(reason) || reason == "version", "{new}: {found}");
             assert!((line..=line + 1).contains(at), "{new}: line {at}, not {line}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_programme_pays_no_more_for_one_item_than_a_claim_can_hold() {
+        let of = |rate: &str, cap: &str, more: &str| {
+            let text = measure_25().replace("\"0.15\"", &format!("\"{rate}\"")).replace("2000.00", cap);
+            let line = line_of(&text, cap);
+            (text + more, line)
+        };
+        let ceiling = |yuan: &str| {
+            format!("[price_ceiling]\nvalue = \"{yuan}\"\nclause = \"a notice\"\nbasis = \"notice\"\n")
+        };
+        for (rate, cap, more) in [
+            ("1", "42949672.96", String::new()),
+            ("0.43", "99999999.99", String::new()),
+            ("1", "99999999.99", ceiling("42949672.96")),
+        ] {
+            let (text, line) = of(rate, cap, &more);
+            let faults = faults_of(&text);
+            let [(at, reason)] = faults.as_slice() else { panic!("{rate} {cap}: {faults:?}") };
+            assert!(reason.contains("at most \"42949672.95\""), "{reason}");
+            assert_eq!(*at, line);
+        }
+        for (rate, cap, more) in [
+            ("1", "42949672.95", String::new()),
+            ("0.42", "99999999.99", String::new()),
+            ("1", "99999999.99", ceiling("42949672.95")),
+        ] {
+            assert!(ProgrammeSet::parse(&[file(of(rate, cap, &more).0)]).is_ok(), "{rate} {cap} {more}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The law as dated data.
 
-use crate::support::programmes::{change, copy};
+use crate::support::programmes::{change, copy, service_with};
 use crate::support::service::{command, said};
 use crate::support::{Options, Service, Value, json};
 
@@ -190,6 +190,19 @@ fn a_malformed_programme_file_stops_the_start_with_its_place() {
         let place = told.split("zj-ai-25.toml").nth(1).unwrap();
         assert!(place.chars().any(|c| c.is_ascii_digit()), "the line: {told}");
     }
+}
+
+#[test]
+fn the_highest_subsidy_that_a_programme_may_pay_can_be_claimed() {
+    let (service, _directory) = service_with(|programmes| {
+        let file = programmes.join("zj-ai-25.toml");
+        change(&file, "\"0.15\"", "\"1\"");
+        change(&file, "\"2000.00\"", "\"42949672.95\"");
+    });
+    let till = service.retailer();
+    let claim = till.claimed(&service.sale().category("smart_bionic").price("99999999.99"));
+    assert_eq!((&claim["subsidy"], &claim["payable"]), (&json!("42949672.95"), &json!("57050327.04")));
+    service.must_verify();
 }
 
 #[test]

@@ -93,6 +93,8 @@ const TOO_LATE_MS: i64 = 1 << FLAGS_AT;
 type SubmitterNumber = [u8; 3];
 
 const _: () = assert!(size_of::<ClaimRecord>() <= 56);
+// Whatever a programme may pay fits into a record.
+const _: () = assert!(limits::SUBSIDY_FEN_MAX <= u32::MAX as i64);
 // Request, order line, person and old device; serial number, IMEIs, and the serial number as IMEI.
 const _: () = assert!(4 + 2 + limits::IMEI_MAX <= 16);
 
