@@ -303,6 +303,10 @@ pub const SHIELD_MARKS_MAX: usize = 1024;
 pub const SHIELD_MARK_AFTER: Duration = Duration::from_millis(20);
 /// How long a mark lives, and how long a process counts after it was last heard of.
 pub const SHIELD_MARK_LIFE: Duration = Duration::from_secs(2);
+/// How long after its death a mark is known that is told no more: told again it is no younger for it.
+pub const SHIELD_PAST_MARK_LIFE: Duration = Duration::from_secs(10);
+/// Such marks that are known before no new one is believed until some are forgotten.
+pub const SHIELD_PAST_MARKS_MAX: usize = SHIELD_PROCESSES_MAX * SHIELD_MARKS_MAX;
 /// Processes that share one Redis.
 pub const SHIELD_PROCESSES_MAX: usize = 64;
 /// Processes that share the limits as long as Redis has never said how many there are.

@@ -15,6 +15,7 @@ const HASH_BYTES: usize = 16;
 
 const AFTER_US: u64 = limits::SHIELD_MARK_AFTER.as_micros() as u64;
 const LIFE_US: u64 = limits::SHIELD_MARK_LIFE.as_micros() as u64;
+const PAST_US: u64 = limits::SHIELD_PAST_MARK_LIFE.as_micros() as u64;
 
 /// What another process said of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,10 @@ pub(super) struct Board {
     own: HashMap<u64, Own>,
     /// The others' marks, and when each dies.
     others: HashMap<[u8; HASH_BYTES], u64>,
+    /// Marks that are told no more, and when each dies or died; for a while.
+    past: HashMap<[u8; HASH_BYTES], u64>,
+    /// When those whose while is over were last dropped.
+    swept_us: u64,
     /// The other processes, and when each was last heard of.
     processes: HashMap<u64, u64>,
     /// When the others were last heard; none if never.
@@ -89,28 +94,43 @@ impl Board {
     }
 
     /// Takes what the others told. A mark that was heard before dies when it was to die then, whatever is said of
-    /// its age now: Redis can hold it up for no longer than a request lasts.
+    /// its age now, and also if it was left out for a time: Redis can hold a request up for no longer than one lasts.
     pub fn hear(&mut self, voices: &[Voice], now_us: u64) {
         self.heard_us = Some(now_us);
-        let before = std::mem::take(&mut self.others);
+        let mut before = std::mem::take(&mut self.others);
         for voice in voices.iter().take(limits::SHIELD_PROCESSES_MAX) {
             self.processes.insert(voice.name, now_us.saturating_sub(voice.age_us));
             for mark in voice.marks.chunks_exact(MARK_BYTES).take(limits::SHIELD_MARKS_MAX) {
                 let Some((hash, [high, low])) = mark.split_first_chunk::<HASH_BYTES>() else { continue };
-                let age_us = u64::from(u16::from_be_bytes([*high, *low])) * 1000 + voice.age_us;
+                let age_ms = u16::from_be_bytes([*high, *low]);
+                let age_us = voice.age_us.saturating_add(u64::from(age_ms) * 1000);
                 let left_us = LIFE_US.checked_sub(age_us);
-                let known_us = before.get(hash).copied();
-                // One that is past is remembered for as long as it is told.
-                let dies_us = match (left_us.map(|left_us| now_us.saturating_add(left_us)), known_us) {
+                let told_us = left_us.map(|left_us| now_us.saturating_add(left_us));
+                let known_us = before.remove(hash).or_else(|| self.past.remove(hash));
+                let known_us = known_us.or_else(|| self.others.get(hash).copied());
+                // One that is past is remembered for as long as it is told. What comes while there is no room to
+                // remember it is not believed.
+                let dies_us = match (told_us, known_us) {
                     (Some(told_us), Some(known_us)) => told_us.min(known_us),
-                    (Some(dies_us), None) | (None, Some(dies_us)) => dies_us,
-                    (None, None) => continue,
+                    (None, Some(known_us)) => known_us,
+                    (Some(told_us), None) if self.past.len() < limits::SHIELD_PAST_MARKS_MAX => told_us,
+                    _ => continue,
                 };
                 self.others.insert(*hash, dies_us);
             }
         }
+        self.past.extend(before);
+        self.sweep(now_us);
         let since_us = now_us.saturating_sub(LIFE_US);
         self.processes.retain(|_, seen_us| since_us <= *seen_us);
+    }
+
+    /// Drops what is past for long enough; once a second is often enough.
+    fn sweep(&mut self, now_us: u64) {
+        if self.swept_us.saturating_add(1_000_000) < now_us {
+            self.swept_us = now_us;
+            self.past.retain(|_, dies_us| now_us < dies_us.saturating_add(PAST_US));
+        }
     }
 
     /// How many processes share the limits, this one included, as far as was heard last.
@@ -194,9 +214,41 @@ mod tests {
             now += 10_000;
         }
         assert!(refused_us <= LIFE_US, "{refused_us}");
-        there.hear(&[], now);
-        there.hear(&[voice(1, 0, told)], now);
-        assert!(there.is_elsewhere(KEY, CONTENT, now), "it is another request of the same key and content");
+    }
+
+    #[test]
+    fn a_mark_that_is_left_out_and_told_again_is_no_younger_for_it() {
+        let (mut here, mut there) = (Board::default(), Board::default());
+        here.mark(KEY, CONTENT, NOW).unwrap();
+        let told = here.tell(NOW + AFTER_US);
+        there.hear(&[voice(1, 0, told.clone())], NOW);
+        there.hear(&[], NOW + 500_000);
+        assert!(!there.is_elsewhere(KEY, CONTENT, NOW + 500_000));
+        let mut now = NOW + 510_000;
+        there.hear(&[voice(1, 0, told.clone())], now);
+        assert!(there.is_elsewhere(KEY, CONTENT, now), "Redis had lost it");
+        let mut refused_us = 0;
+        while now < NOW + 5 * LIFE_US {
+            let is_left_out = now.is_multiple_of(LIFE_US / 2);
+            let voices = if is_left_out { vec![] } else { vec![voice(1, 0, told.clone())] };
+            there.hear(&voices, now);
+            refused_us += if there.is_elsewhere(KEY, CONTENT, now) { 10_000 } else { 0 };
+            now += 10_000;
+        }
+        assert!(refused_us <= LIFE_US, "{refused_us}");
+        there.hear(&[], now + PAST_US);
+        there.hear(&[voice(1, 0, told)], now + PAST_US);
+        assert!(there.is_elsewhere(KEY, CONTENT, now + PAST_US), "by now it is another request of that key");
+        assert_eq!(there.past.len(), 0);
+    }
+
+    #[test]
+    fn a_voice_of_any_age_is_heard() {
+        let (mut here, mut there) = (Board::default(), Board::default());
+        here.mark(KEY, CONTENT, NOW).unwrap();
+        there.hear(&[voice(1, u64::MAX, here.tell(NOW + AFTER_US))], NOW);
+        assert!(!there.is_elsewhere(KEY, CONTENT, NOW));
+        assert_eq!(there.processes(), 1);
     }
 
     #[test]
