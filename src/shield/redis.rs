@@ -164,26 +164,8 @@ impl Redis {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let nodes = Nodes::new(settings.nodes, settings.timeout)
             .map_err(|error| StartError::Address(error.category().to_owned()))?;
-        let Settings { retailers, platforms, regulators, timeout, salt, .. } = settings;
-        let shared = Arc::new(Shared {
-            began: Instant::now(),
-            timeout,
-            salt,
-            hasher: RandomState::new(),
-            retailers,
-            platforms,
-            regulators,
-            is_away: AtomicBool::new(true),
-            partly_until_us: AtomicU64::new(0),
-            lanes: Mutex::new(Lanes {
-                lanes: HashMap::new(),
-                wanted: Vec::new(),
-                swept_us: 0,
-                slots: [Slot::default(); limits::SHIELD_SLOTS as usize],
-            }),
-            exchange: Mutex::default(),
-            wake: Notify::new(),
-        });
+        let Settings { retailers, platforms, regulators, .. } = settings;
+        let shared = Arc::new(Shared::new(&settings));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let (started, starting) = std::sync::mpsc::sync_channel(1);
@@ -323,6 +305,29 @@ const fn micros(duration: Duration) -> u64 {
 }
 
 impl Shared {
+    /// What there is before anybody has spoken with Redis.
+    fn new(settings: &Settings<'_>) -> Self {
+        Self {
+            began: Instant::now(),
+            timeout: settings.timeout,
+            salt: settings.salt,
+            hasher: RandomState::new(),
+            retailers: settings.retailers,
+            platforms: settings.platforms,
+            regulators: settings.regulators,
+            is_away: AtomicBool::new(true),
+            partly_until_us: AtomicU64::new(0),
+            lanes: Mutex::new(Lanes {
+                lanes: HashMap::new(),
+                wanted: Vec::new(),
+                swept_us: 0,
+                slots: [Slot::default(); limits::SHIELD_SLOTS as usize],
+            }),
+            exchange: Mutex::default(),
+            wake: Notify::new(),
+        }
+    }
+
     fn now_us(&self) -> u64 {
         // Never 0, which means never.
         micros(self.began.elapsed()).saturating_add(1)
@@ -496,6 +501,18 @@ fn jittered(duration: Duration) -> u64 {
     us - us / 4 + rand::random_range(0..=us / 2)
 }
 
+/// Leaves everyone to the local limits when nobody speaks with Redis any more, however that ended.
+struct Alarm(Arc<Shared>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.0.set_away();
+        if std::thread::panicking() {
+            tracing::error!("the shield failed: local limits stand alone until the process is started anew");
+        }
+    }
+}
+
 /// The one who speaks with Redis.
 struct Speaker {
     shared: Arc<Shared>,
@@ -529,6 +546,7 @@ impl Speaker {
 
     /// Speaks until `stop`. `started` hears first why that will never work, or that it may.
     async fn run(mut self, started: &SyncSender<Option<&'static str>>, mut stop: oneshot::Receiver<()>) {
+        let _until_the_end = Alarm(Arc::clone(&self.shared));
         let mut link = match self.connect().await {
             Ok(link) => Some(link),
             Err(error) => {
@@ -681,5 +699,38 @@ impl Speaker {
             Some(fault) => Err(fault),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_fails_leaves_everyone_to_the_local_limits() {
+        let limit = Limit { per_second: 1, burst: 1 };
+        let settings = Settings {
+            nodes: &["redis://127.0.0.1:1"],
+            timeout: Duration::from_millis(100),
+            salt: [0; 16],
+            retailers: limit,
+            platforms: limit,
+            regulators: limit,
+        };
+        let shared = Arc::new(Shared::new(&settings));
+        shared.set_there();
+        let asked = shared.spend(RateKey::Platform("mall"), 1);
+        let Standing::Coming(mut answer) = asked else { panic!("it is asked for") };
+        let nodes = Nodes::new(settings.nodes, settings.timeout).unwrap();
+        let speaker = Speaker::new(Arc::clone(&shared), nodes);
+        // Without a network to connect to it fails at once.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (started, starting) = std::sync::mpsc::sync_channel(1);
+        let (_stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || runtime.block_on(speaker.run(&started, stopped)));
+        assert!(thread.join().is_err());
+        assert!(starting.try_recv().is_err(), "it has not said that it may work");
+        assert!(shared.is_away.load(Ordering::Relaxed));
+        assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed), "nobody waits for it");
     }
 }
