@@ -266,13 +266,42 @@ mod tests {
         assert_eq!(here.processes(), 2);
     }
 
+    /// Voices that each say more than they may, each mark another's and young.
+    fn crowd(round: u8) -> Vec<Voice> {
+        let mark = |name: u64, number: usize| {
+            let mut mark = [0; MARK_BYTES];
+            mark[0] = round;
+            mark[1..9].copy_from_slice(&name.to_be_bytes());
+            mark[9..13].copy_from_slice(&u32::try_from(number).unwrap().to_be_bytes());
+            mark
+        };
+        let marks = |name| (0..=limits::SHIELD_MARKS_MAX).flat_map(|number| mark(name, number)).collect();
+        (0..=limits::SHIELD_PROCESSES_MAX as u64).map(|name| voice(name, 0, marks(name))).collect()
+    }
+
     #[test]
-    fn what_another_process_says_is_bounded() {
+    fn what_the_other_processes_say_is_bounded() {
         let mut here = Board::default();
-        let crowd: Vec<_> = (0..1000).map(|name| voice(name, 0, vec![9; 100_000])).collect();
-        here.hear(&crowd, NOW);
+        here.hear(&crowd(1), NOW);
+        assert_eq!(here.processes.len(), limits::SHIELD_PROCESSES_MAX);
         assert_eq!(here.processes() as usize, limits::SHIELD_PROCESSES_MAX);
-        assert_eq!(here.others.len(), 0, "an age of 2,313 ms is past");
+        assert_eq!(here.others.len(), limits::SHIELD_PROCESSES_MAX * limits::SHIELD_MARKS_MAX);
+        // While as much is remembered as may be, nothing new is believed.
+        here.hear(&[], NOW);
+        for round in 2..5 {
+            here.hear(&crowd(round), NOW);
+            assert_eq!((here.others.len(), here.past.len()), (0, limits::SHIELD_PAST_MARKS_MAX));
+        }
+        let later = NOW + LIFE_US + PAST_US;
+        here.hear(&[], later);
+        assert_eq!(here.past.len(), 0);
+        here.hear(&crowd(2), later);
+        assert_eq!(here.others.len(), limits::SHIELD_PROCESSES_MAX * limits::SHIELD_MARKS_MAX);
+    }
+
+    #[test]
+    fn what_this_process_says_is_bounded() {
+        let mut here = Board::default();
         for _ in 0..limits::SHIELD_IN_FLIGHT_MAX {
             assert!(here.mark(KEY, CONTENT, NOW).is_some());
         }
