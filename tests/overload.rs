@@ -1,5 +1,6 @@
 //! Full means 503 at once.
 
+use std::slice;
 use std::time::{Duration, Instant};
 
 use crate::support::trace::Tracer;
@@ -66,23 +67,33 @@ fn what_does_not_fit_the_queue_is_refused_at_once_and_the_rest_is_done() {
 }
 
 #[test]
-fn reads_and_health_go_on_while_the_writer_is_held_up() {
+fn what_needs_no_decision_goes_on_while_the_writer_is_held_up_and_the_rest_waits_for_it() {
     let service = Service::start();
     let till = service.retailer();
-    let claim = till.claimed(&service.sale());
+    let sale = service.sale();
+    let first = till.claim_under("first", &sale);
+    let claim = first.must_be(201);
+    assert_eq!(till.list("/v1/claims"), slice::from_ref(&claim));
     let inject = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_enter=3000000"];
     let tracer = Tracer::attach(&service, &inject);
     std::thread::scope(|scope| {
+        let asked = Instant::now();
         let slow = scope.spawn(|| till.claim(&service.sale()).must_be(201));
         std::thread::sleep(Duration::from_millis(300));
         let began = Instant::now();
         assert_eq!(service.nobody().get("/healthz").status, 200);
         assert_eq!(till.get("/v1/programmes").status, 200);
+        assert_eq!(till.list("/v1/claims"), slice::from_ref(&claim));
+        let again = till.claim_under("first", &sale);
+        assert_eq!((again.is_replay(), again.text()), (true, first.text()));
         assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+        assert!(!slow.is_finished(), "the writer is held up");
+        // How a single claim stands is for the writer to say.
+        assert_eq!(till.look_at(&claim), claim);
+        assert!(asked.elapsed() >= Duration::from_secs(3), "{:?}", asked.elapsed());
         slow.join().unwrap();
     });
     drop(tracer);
-    till.look_at(&claim);
 }
 
 #[test]
