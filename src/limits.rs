@@ -326,7 +326,8 @@ pub const SHIELD_SLOTS: u8 = 64;
 pub const KEY_FILE_BYTES_MAX: usize = 16 * 1024;
 /// Bytes in a hash key's secret, at least.
 pub const HASH_KEY_BYTES_MIN: usize = 32;
-/// Hash keys live at one time.
+/// Hash keys live at one time. One that claims are kept under stays live, so these are all that write in a
+/// journal's life.
 pub const HASH_KEYS_MAX: usize = 4;
 /// Characters in the name of a hash key.
 pub const HASH_KEY_NAME_CHARS_MAX: usize = 8;

@@ -17,7 +17,6 @@ use base64::Engine;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use serde::Deserialize;
-use smallvec::SmallVec;
 use zeroize::Zeroizing;
 
 use crate::limits;
@@ -63,8 +62,9 @@ pub fn read_bounded(file: &Path, bytes_max: usize) -> Result<Zeroizing<Vec<u8>>,
 
 // --- Hash keys ---
 
-/// What a hash key is used for in its present phase. A key passes through check → write → check
-/// and is then destroyed.
+/// What a hash key is used for in its present phase. A key passes through check → write → check and stays
+/// there: once claims are kept under it, it is needed for as long as their journal is. So a journal sees
+/// [`limits::HASH_KEYS_MAX`] keys that write in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyUse {
@@ -296,16 +296,6 @@ impl HashKeys {
     /// The live keys by algorithm and id, each with its check value.
     pub fn check_values(&self) -> &Arc<BTreeMap<Arc<str>, Arc<str>>> {
         &self.check_values
-    }
-
-    /// The live key of this name.
-    pub fn get(&self, id: HashKeyId) -> Option<&HashKey> {
-        self.live().find(|key| key.id == id)
-    }
-
-    /// `bytes` hashed under every live key, the writing one first.
-    pub fn digest_all(&self, bytes: &[u8]) -> SmallVec<[KeyedHash; 2]> {
-        self.live().map(|key| key.digest(bytes)).collect()
     }
 }
 
@@ -668,16 +658,16 @@ mod tests {
         let new = source(&dir, "k2", &"0f1e".repeat(16), KeyUse::Write);
         let alone = HashKeys::load(&[HashKeySource { key_use: KeyUse::Write, ..old.clone() }]).unwrap();
         let both = HashKeys::load(&[old, new]).unwrap();
-        let hashes = both.digest_all(b"11010519491231002X");
+        let hashes: Vec<_> = both.live().map(|key| key.digest(b"11010519491231002X")).collect();
         assert_eq!(
             hashes.iter().map(|hash| hash.key.to_string()).collect::<Vec<_>>(),
             ["hmac-sha256/k2", "hmac-sha256/k1"]
         );
         assert!(hashes[1] == alone.writing().digest(b"11010519491231002X"));
         assert!(hashes[0].hash != hashes[1].hash);
-        let id = HashKeyId::parse("hmac-sha256/k1").unwrap();
-        assert_eq!(both.get(id).unwrap().check_value(), alone.writing().check_value());
-        assert!(alone.get(HashKeyId::from_name("k2").unwrap()).is_none());
+        let labels: Vec<_> = both.check_values().keys().map(|label| &**label).collect();
+        assert_eq!(labels, ["hmac-sha256/k1", "hmac-sha256/k2"]);
+        assert_eq!(*both.check_values()["hmac-sha256/k1"], *alone.writing().check_value());
     }
 
     #[test]
@@ -746,7 +736,7 @@ mod tests {
         let dir = dir();
         let keys = HashKeys::load(&[source(&dir, "k1", SECRET_HEX, KeyUse::Write)]).unwrap();
         assert_eq!(format!("{keys:?}"), "HashKeys { writing: HashKey(hmac-sha256/k1), checking: [] }");
-        assert_eq!(format!("{:?}", keys.digest_all(b"person")), "[KeyedHash(hmac-sha256/k1)]");
+        assert_eq!(format!("{:?}", keys.writing().digest(b"person")), "KeyedHash(hmac-sha256/k1)");
         let file = dir.path().join("private.pem");
         std::fs::write(&file, RFC_8410_PRIVATE).unwrap();
         let key = SigningKey::load(&file).unwrap();
