@@ -174,6 +174,34 @@ fn a_reached_limit_names_the_rule_that_sets_it_though_others_say_the_same() {
 }
 
 #[test]
+fn a_category_may_have_a_limit_of_its_own_above_one() {
+    let (service, _directory) =
+        service_with(|programmes| limit_persons(programmes, "smart_glasses", 3, "a later notice", "notice"));
+    let till = service.retailer();
+    let id_number = fresh_resident_id();
+    let sale = |category: &str| service.sale().category(category).resident(&id_number);
+    let first = till.claimed(&sale("smart_glasses"));
+    let national = sale("smart_glasses").with("/accept_programme", "national-digital-2026");
+    let refusal = till.claim(&national).must_refuse("consumer-limit-reached");
+    assert_eq!(refusal["clause"]["programme"], "national-digital-2026", "its limit is one: {refusal}");
+    till.claimed(&sale("smart_glasses").held());
+    till.claimed(&sale("smart_glasses"));
+    let refusal = till.claim(&sale("smart_glasses")).must_refuse("consumer-limit-reached");
+    assert!(refusal["detail"].as_str().unwrap().contains("3 of 3"), "{refusal}");
+    assert_eq!(
+        refusal["clause"],
+        json!({"programme": "zj-ai-25", "article": "a later notice", "basis": "notice"})
+    );
+    till.claimed(&sale("smart_bionic"));
+    let refusal = till.claim(&sale("smart_bionic")).must_refuse("consumer-limit-reached");
+    assert!(refusal["detail"].as_str().unwrap().contains("1 of 1"), "{refusal}");
+    till.take_back(&first).must_be(200);
+    let sales: Vec<_> = (0..10).map(|_| sale("smart_glasses")).collect();
+    let answers = at_once(10, |index| till.claim(&sales[index]));
+    assert_eq!(answers.iter().filter(|answer| answer.status == 201).count(), 1, "the returned one");
+}
+
+#[test]
 fn what_ends_a_claim_gives_the_entitlement_back() {
     let mut service = Service::start();
     let till = service.retailer();
@@ -201,5 +229,6 @@ also_on_postgres!(
     other_categories_are_counted_apart,
     the_year_of_the_sale_counts_not_that_of_the_claim,
     the_limit_counts_over_all_programmes,
+    a_category_may_have_a_limit_of_its_own_above_one,
     what_ends_a_claim_gives_the_entitlement_back,
 );

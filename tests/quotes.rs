@@ -1,5 +1,6 @@
 //! What a claim would get, without making it.
 
+use crate::support::programmes::{change, service_with};
 use crate::support::{Caller, Sale, Service, Value, fresh_key, json};
 
 /// What a till may ask before the sale: the same members as a claim.
@@ -195,4 +196,43 @@ fn a_quote_counts_only_what_it_is_given_and_changes_nothing() {
     assert_eq!(quote(&till, &service.sale().with("/sold_at", "2027-08-01T10:00:00+08:00"))["eligible"], true);
     let faults = till.post("/v1/quotes", &json!({"category": 1, "price": 2, "colour": 3})).pointers();
     assert_eq!(faults, ["/category", "/colour", "/price", "/region_code", "/sold_at"]);
+}
+
+#[test]
+fn a_programme_may_deduct_what_the_old_device_was_worth() {
+    let (service, _directory) = service_with(|programmes| {
+        change(&programmes.join("zj-ai-25.toml"), "\"not_deducted\"", "\"deducted\"");
+    });
+    let till = service.retailer();
+    let traded = |sn: &str, value: &str| {
+        let trade_in = json!({"sn": sn, "value": value});
+        service.sale().category("smart_bionic").with("/trade_in", trade_in)
+    };
+    let sale = traded("OLD-1", "1000.01");
+    let quoted = quote(&till, &sale);
+    let claim = till.claimed(&sale.clone().with("/expected_subsidy", "449.99"));
+    for answer in [&quoted, &claim] {
+        assert_eq!((&answer["subsidy"], &answer["payable"]), (&json!("449.99"), &json!("3550.01")));
+        let [considered] = &answer["determination"]["considered"].as_array().unwrap()[..] else {
+            panic!("{answer}")
+        };
+        assert_eq!(
+            (&considered["price_base"], &considered["computed"], &considered["amount"]),
+            (&json!("2999.99"), &json!("449.99"), &json!("449.99"))
+        );
+    }
+    assert_eq!(claim["determination"], quoted["determination"]);
+    assert_eq!(till.look_at(&claim), claim);
+    till.claim(&traded("OLD-1", "1.00")).must_refuse("trade-in-already-used");
+    // Where nothing is left to pay for, nothing is paid.
+    let worth_more = traded("OLD-2", "4000.01");
+    till.claim(&worth_more).must_refuse("price-not-eligible");
+    assert_eq!(quote(&till, &worth_more)["refusal"]["code"], "price-not-eligible");
+    // Another programme, which does not deduct it, pays more than measure 25 does.
+    let glasses = till.claimed(&traded("OLD-3", "1000.00").category("smart_glasses"));
+    assert_eq!(
+        (&glasses["programme"], &glasses["subsidy"]),
+        (&json!("national-digital-2026"), &json!("500.00"))
+    );
+    service.must_verify();
 }

@@ -1,5 +1,7 @@
 //! The goods came back.
 
+use crate::support::identifiers::fresh_resident_id;
+use crate::support::programmes::{change, service_with};
 use crate::support::service::also_on_postgres;
 use crate::support::{Service, at_once, fen, json};
 
@@ -64,4 +66,46 @@ fn a_return_is_possible_long_after_programme_and_fund_have_closed() {
     assert_eq!(fen(&service.regulator().fund(&fund)["redeemed"]), before - 60_000);
 }
 
-also_on_postgres!(a_return_gives_the_money_back_once, when_the_goods_came_back_is_not_compared_on_retry,);
+#[test]
+fn a_programme_may_keep_the_entitlement_used_up_when_the_goods_come_back() {
+    let (mut service, _directory) = service_with(|programmes| {
+        change(&programmes.join("zj-ai-25.toml"), "\"restored\"", "\"consumed\"");
+    });
+    let till = service.retailer();
+    let id_number = fresh_resident_id();
+    let sale = |service: &Service| service.sale().resident(&id_number);
+    let sold = sale(&service);
+    let claim = till.claimed(&sold);
+    let fund = claim["fund_id"].as_str().unwrap();
+    assert_eq!(fen(&service.regulator().fund(fund)["redeemed"]), 60_000);
+    till.take_back(&claim).must_be(200);
+    assert_eq!(fen(&service.regulator().fund(fund)["redeemed"]), 0, "the money is back");
+    let other_programme =
+        |service: &Service| sale(service).with("/accept_programme", "national-digital-2026");
+    let still_refused = |service: &Service| {
+        till.claim(&sale(service)).must_refuse("consumer-limit-reached");
+        till.claim(&other_programme(service)).must_refuse("consumer-limit-reached");
+    };
+    still_refused(&service);
+    till.claimed(&sale(&service).category("smart_bionic"));
+    // The device and the order line are free for somebody else.
+    let freed = sold.another().with("/device", sold.body["device"].clone());
+    till.claimed(&freed.with("/order_no", sold.text("/order_no")));
+    service.restart();
+    still_refused(&service);
+    service.must_verify();
+
+    // The programme that was claimed under decides, not the one that is claimed under next.
+    let other = fresh_resident_id();
+    let national = service.sale().resident(&other).with("/accept_programme", "national-digital-2026");
+    till.take_back(&till.claimed(&national)).must_be(200);
+    till.claim_under("to-be-cancelled", &service.sale().resident(&other)).must_be(201);
+    assert_eq!(till.cancel("to-be-cancelled").must_be(200)["outcome"], "cancelled");
+    till.claimed(&service.sale().resident(&other));
+}
+
+also_on_postgres!(
+    a_return_gives_the_money_back_once,
+    when_the_goods_came_back_is_not_compared_on_retry,
+    a_programme_may_keep_the_entitlement_used_up_when_the_goods_come_back,
+);

@@ -179,6 +179,14 @@ fn shipped() -> Vec<ProgrammeFile> {
     programme::shipped().into_iter().map(|(name, text)| ProgrammeFile { name, text }).collect()
 }
 
+/// The same, with measure 25 keeping a person's entitlement used up when the goods come back.
+fn consuming() -> Vec<ProgrammeFile> {
+    let mut files = shipped();
+    assert!(files[0].text.contains("\"restored\""));
+    files[0].text = files[0].text.replace("\"restored\"", "\"consumed\"");
+    files
+}
+
 fn retailer() -> Uscc {
     Uscc::parse(&generate::uscc_from(1)).unwrap()
 }
@@ -864,16 +872,15 @@ proptest! {
 
     #[test]
     fn taking_back_what_was_folded_gives_the_state_before_and_folding_again_the_state_after(
-        first in commands(), second in commands()
+        first in commands(), second in commands(), is_consumed in any::<bool>()
     ) {
         let mut state = State::default();
         let mut now = Timestamp::parse("2026-06-01T10:00:00+08:00").unwrap();
         let mut entries = Vec::new();
         let mut undo = Undo::default();
-        let begin = vec![
-            Event::JournalOpened { journal_id: JOURNAL_ID },
-            Event::ProgrammesActivated { files: shipped() },
-        ];
+        let files = if is_consumed { consuming() } else { shipped() };
+        let begin =
+            vec![Event::JournalOpened { journal_id: JOURNAL_ID }, Event::ProgrammesActivated { files }];
         for event in begin {
             enter(&mut state, event, now, &mut undo, &mut entries);
         }
