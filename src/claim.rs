@@ -334,6 +334,14 @@ pub struct Submitter {
     pub platform: Option<std::sync::Arc<str>>,
 }
 
+impl Submitter {
+    /// Whether this one may act on a claim of `retailer` that `platform` submitted, if one did: a platform on what
+    /// it submitted, a retailer on all of its own.
+    pub fn may_act_on(&self, retailer: &Uscc, platform: Option<&str>) -> bool {
+        self.retailer == *retailer && (self.platform.is_none() || self.platform.as_deref() == platform)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

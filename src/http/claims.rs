@@ -468,7 +468,7 @@ pub async fn redeem(call: Call<Submitting, Json<RedeemBody>>) -> Result<Reply, P
     let claim_id = call.claim_id()?;
     let Call { app, role: Submitting(by), body: Json(body), .. } = call;
     if body.device.is_some() {
-        let claim = located(&app, claim_id, |claim| is_of(claim, &by)).await?;
+        let claim = own(&app, claim_id, &by).await?;
         body.check_device(&claim)?;
     }
     let command = redemption(&app, by, claim_id, body.clone());
@@ -509,7 +509,7 @@ pub async fn release(call: Call<Submitting, Json<Empty>>) -> Result<Reply, Probl
 pub async fn give_back(call: Call<Submitting, Json<ReturnBody>>) -> Result<Reply, Problem> {
     let claim_id = call.claim_id()?;
     let Call { app, role: Submitting(by), body: Json(body), .. } = call;
-    let claim = located(&app, claim_id, |claim| is_of(claim, &by)).await?;
+    let claim = own(&app, claim_id, &by).await?;
     if claim.status() != Status::Returned {
         body.check_time(&claim, app.ledger.clock().now())?;
     }
@@ -518,11 +518,13 @@ pub async fn give_back(call: Call<Submitting, Json<ReturnBody>>) -> Result<Reply
     moved(&app, outcome, |claim| body.agrees_with(claim)).await
 }
 
-/// Whether a claim is one that `by` may act on: a platform on what it submitted, a retailer on all of its
-/// own.
-fn is_of(claim: &ClaimView, by: &Submitter) -> bool {
-    let made = claim.made();
-    made.retailer == by.retailer && (by.platform.is_none() || made.platform == by.platform)
+/// The claim of this id, if `by` may act on it.
+async fn own(app: &App, claim_id: ClaimId, by: &Submitter) -> Result<ClaimView, Problem> {
+    let may_act_on = |claim: &ClaimView| {
+        let made = claim.made();
+        by.may_act_on(&made.retailer, made.platform.as_deref())
+    };
+    located(app, claim_id, may_act_on).await
 }
 
 /// The claim of this id, if `is_visible`; otherwise it is as if it did not exist.

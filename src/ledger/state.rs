@@ -488,11 +488,10 @@ impl State {
         u32::try_from(chunk * limits::CLAIM_CHUNK + within).ok().map(ClaimIx)
     }
 
-    /// Whether `by` is who may act on the claim: its retailer, or the platform that submitted it.
+    /// Whether `by` may act on the claim.
     pub fn is_owned_by(&self, record: &ClaimRecord, by: &Submitter) -> bool {
-        self.submitter_of(record).is_some_and(|submitter| {
-            submitter.retailer == by.retailer && (by.platform.is_none() || submitter.platform == by.platform)
-        })
+        self.submitter_of(record)
+            .is_some_and(|submitter| by.may_act_on(&submitter.retailer, submitter.platform.as_deref()))
     }
 
     /// The claims that hold `key`, in no particular order.
