@@ -150,7 +150,7 @@ impl<'de> Deserialize<'de> for FundId {
     }
 }
 
-/// What a claim is at a moment. `Held` is the only one that time alone ends.
+/// What a claim is at a moment. `held` is the only one that time alone ends.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {

@@ -50,23 +50,25 @@ impl std::fmt::Display for Escaped<'_> {
 
 /// Text with the little of Markdown that descriptions use: paragraphs, `code` and **bold**.
 fn prose(text: &str) -> String {
-    let paragraphs = text.split("\n\n").map(|paragraph| {
-        let mut html = String::new();
-        for (index, part) in paragraph.split('`').enumerate() {
-            if index % 2 == 1 {
-                let _ = write!(html, "<code>{}</code>", Escaped(part));
-                continue;
-            }
-            for (index, part) in part.split("**").enumerate() {
-                let _ = match index % 2 {
-                    1 => write!(html, "<b>{}</b>", Escaped(part)),
-                    _ => write!(html, "{}", Escaped(part)),
-                };
-            }
+    text.split("\n\n").map(|paragraph| format!("<p>{}</p>", line_of_prose(paragraph))).collect()
+}
+
+/// The same within a line: `code` and **bold**.
+fn line_of_prose(text: &str) -> String {
+    let mut html = String::new();
+    for (index, part) in text.split('`').enumerate() {
+        if index % 2 == 1 {
+            let _ = write!(html, "<code>{}</code>", Escaped(part));
+            continue;
         }
-        format!("<p>{html}</p>")
-    });
-    paragraphs.collect()
+        for (index, part) in part.split("**").enumerate() {
+            let _ = match index % 2 {
+                1 => write!(html, "<b>{}</b>", Escaped(part)),
+                _ => write!(html, "{}", Escaped(part)),
+            };
+        }
+    }
+    html
 }
 
 // --- Problems ---
@@ -201,7 +203,7 @@ fn described(document: &Value) -> String {
         let _ = write!(
             html,
             "<details><summary><b>{name}</b> <span>{}</span></summary><div id=\"{name}\">{}</div></details>",
-            Escaped(text(&schema["description"]).lines().next().unwrap_or_default()),
+            line_of_prose(text(&schema["description"]).lines().next().unwrap_or_default()),
             properties(schema),
         );
     }
@@ -223,7 +225,7 @@ impl<'d> Described<'d> {
         let mut html = format!(
             "<details><summary><span class=\"method {method}\">{method}</span> <code>{}</code> <span>{}</span></summary>{}",
             Escaped(self.path),
-            Escaped(text(&self.operation["summary"])),
+            line_of_prose(text(&self.operation["summary"])),
             prose(text(&self.operation["description"])),
             method = self.method,
         );
