@@ -32,7 +32,7 @@ pub struct SignedHead {
     pub at_ms: Timestamp,
     /// The thumbprint (RFC 7638) of the key that signed.
     pub key: String,
-    /// Ed25519 over the text that [`SignedHead::text`] gives, in base64.
+    /// Ed25519 over `subsidy-pos signed head v1`, position, hash and at_ms, each followed by a newline; in base64.
     pub signature: String,
 }
 

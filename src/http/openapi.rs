@@ -262,6 +262,7 @@ mod tests {
             let name = reference.split('"').next().unwrap();
             assert!(DOCUMENT["components"]["schemas"][name].is_object(), "{name}");
         }
+        assert!(!text.contains("[`"), "a description has a link that only the source can follow");
         assert_eq!(DOCUMENT["openapi"], "3.1.0");
         assert_eq!(DOCUMENT["components"]["schemas"]["FundOpening"]["additionalProperties"], false);
     }
