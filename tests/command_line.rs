@@ -104,6 +104,8 @@ fn programmes_apply_once_they_are_activated_by_command() {
     assert!(exit.output.contains("`subsidy-pos activate` makes them apply"), "{}", exit.output);
     let done = activate();
     assert!(done.status.success() && said(&done).contains("the programmes are activated"), "{}", said(&done));
+    let again = activate();
+    assert!(again.status.success() && said(&again).contains("nothing to activate"), "{}", said(&again));
     service.start_again();
     assert!(knows_rings(&service));
     assert!(service.stop().success());

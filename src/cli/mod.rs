@@ -43,7 +43,8 @@ enum Command {
     Activate(Settings),
     /// Print a token signed with the development key of a data directory
     Token(Token),
-    /// Check every hash, fold the journal again and compare funds, totals and signed head
+    /// Check every hash, fold the journal again and compare funds, totals and signed head; in PostgreSQL a role
+    /// that only reads (`subsidy_auditor`) is enough
     Verify(Verify),
     /// Move and upgrade journals
     #[command(subcommand)]
@@ -152,7 +153,8 @@ struct Copy {
 
 #[derive(Debug, Subcommand)]
 enum Book {
-    /// Empty the book and make it from the journal again, also beside a live service
+    /// Empty the book and make it from the journal again, also beside a live service; in PostgreSQL as the role
+    /// that owns the book (`subsidy_pos`)
     Rebuild(Place),
 }
 
@@ -163,7 +165,7 @@ struct Place {
     /// The data directory of an embedded journal
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// The database of a journal in PostgreSQL; a role that may only read is enough
+    /// The database of a journal in PostgreSQL
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
 }

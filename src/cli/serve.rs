@@ -64,8 +64,12 @@ pub fn serve(arguments: &Serve) -> Result<(), Failed> {
 pub fn activate(settings: &Settings) -> Result<(), Failed> {
     let config = settings.load(Mode::Production)?;
     let files = programme_files(&config)?;
-    on_ledger(&config, Command::Activate(as_entry(files)))?;
-    println!("the programmes are activated");
+    let Activations { before, after } = on_ledger(&config, Command::Activate(as_entry(files)))?;
+    let done = match before == after {
+        true => "nothing to activate: the journal has these programmes already",
+        false => "the programmes are activated",
+    };
+    println!("{done}");
     Ok(())
 }
 
@@ -79,19 +83,27 @@ pub fn upgrade(settings: &Settings) -> Result<(), Failed> {
     Ok(())
 }
 
+/// The entry by which programmes apply, before a command and after it.
+struct Activations {
+    before: u64,
+    after: u64,
+}
+
 /// Has the ledger carry out one command.
-fn on_ledger(config: &Config, command: Command) -> Result<(), Failed> {
+fn on_ledger(config: &Config, command: Command) -> Result<Activations, Failed> {
     actix_web::rt::System::new().block_on(async {
         let metrics = Metrics::new(&[], &[]);
         let herald = Herald::new(&Feed::new(), &metrics);
         let Opened { ledger, writer, .. } = open_ledger(config, Clock::default(), herald).await?;
+        let before = ledger.published().activated_at;
         let done = ledger.submit(command).await.map_err(why);
+        let after = ledger.published().activated_at;
         beside(move |_| {
             writer.stop();
             Ok(())
         })
         .await?;
-        done.map(|_| ())
+        done.map(|_| Activations { before, after })
     })
 }
 
