@@ -814,7 +814,13 @@ fn a_service_needs_no_more_rights_than_the_roles_that_are_shipped_have() {
     let made = command(&["journal", "make", "--at", &database.url()]);
     assert!(made.status.success(), "{}", said(&made));
     let roles = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/postgresql-roles.sql");
-    database.execute(&std::fs::read_to_string(roles).unwrap());
+    let roles = std::fs::read_to_string(roles).unwrap();
+    database.execute(&roles);
+    database.execute(&roles);
+    let other = server.database();
+    let made = command(&["journal", "make", "--at", &other.url()]);
+    assert!(made.status.success(), "{}", said(&made));
+    other.execute(&roles);
     let url = |role: &str| {
         database.execute(&format!("ALTER ROLE {role} PASSWORD 'of-{role}'"));
         server.url_as(role, &format!("of-{role}"), &database.name)
