@@ -46,13 +46,20 @@ impl SqliteJournal {
     }
 }
 
-/// Whoever copies the file of a service that was stopped has all of it.
+/// Leaves nothing in the log: whoever copies the file of a service that was stopped has all of it.
 impl Drop for SqliteJournal {
     fn drop(&mut self) {
-        if self.checkpointer.told.check().is_ok()
-            && let Err(error) = checkpoint(&self.connection)
-        {
-            tracing::warn!(%error, "the journal's log was not carried over; the next start does that");
+        if self.checkpointer.told.check().is_err() {
+            return;
+        }
+        let emptied =
+            self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+        match emptied {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!("the journal's log was not emptied: somebody reads it"),
+            Err(error) => {
+                tracing::warn!(%error, "the journal's log was not emptied; the next start does that")
+            }
         }
     }
 }
