@@ -1,5 +1,7 @@
 //! What whoever runs the service relies on.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -280,4 +282,21 @@ fn the_log_is_structured_and_keeps_tokens_and_claims_to_itself() {
     }
     let token = till.authorization().strip_prefix("Bearer ").unwrap().to_owned();
     assert!(!log.contains(&token) && !log.contains(claim["claim_id"].as_str().unwrap()), "{log}");
+}
+
+#[test]
+fn as_many_connections_are_served_as_the_machine_allows_whatever_the_shell_does() {
+    let service = Service::start_with(Options::default().files(64));
+    let connections: Vec<TcpStream> = (0..200)
+        .map(|number| {
+            let mut connection = TcpStream::connect(service.address()).unwrap();
+            connection.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            connection.write_all(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n").unwrap();
+            let mut status = [0; 15];
+            let read = connection.read_exact(&mut status);
+            assert!(read.is_ok() && status == *b"HTTP/1.1 200 OK", "connection {number}: {read:?}");
+            connection
+        })
+        .collect();
+    assert_eq!(connections.len(), 200);
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use subsidy_pos::audit::{Audit, Finding, Tasks};
 use subsidy_pos::auth::{self, NewToken, Role, Verifier};
 use subsidy_pos::book::{Book, Feed, Projector};
@@ -56,6 +57,7 @@ pub fn serve(arguments: &Serve) -> Result<(), Failed> {
     }
     ensure_sound(&config, &arguments.settings)?;
     telemetry::init(config.log.level, config.log.format).map_err(failed)?;
+    have_files_open();
     let clock = Clock::ahead_by(arguments.clock_offset.unwrap_or(0));
     actix_web::rt::System::new().block_on(run(&config, clock, arguments.dev))
 }
@@ -105,6 +107,14 @@ fn on_ledger(config: &Config, command: Command) -> Result<Activations, Failed> {
         .await?;
         done.map(|_| Activations { before, after })
     })
+}
+
+/// Allows the process as many open files as it may have: a connection takes two, and a shell mostly allows 1,024.
+fn have_files_open() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, files = limit.current, "the process may not have more files open");
+    }
 }
 
 fn make_directory(path: &Path) -> Result<(), Failed> {

@@ -33,6 +33,8 @@ pub struct Options {
     pub data: Option<PathBuf>,
     /// Variables of the environment.
     pub env: Vec<(String, String)>,
+    /// How many open files it is allowed at first; `None` for as many as the tests are.
+    pub files: Option<u32>,
     /// Where the ledger is kept; `None` for files in the data directory.
     pub database: Option<Database>,
 }
@@ -46,6 +48,7 @@ impl Default for Options {
             config: None,
             data: None,
             env: Vec::new(),
+            files: None,
             database,
         }
     }
@@ -92,6 +95,12 @@ impl Options {
     /// The same with the ledger in `database`.
     pub fn in_database(mut self, database: &Database) -> Self {
         self.database = Some(database.clone());
+        self
+    }
+
+    /// The same begun by whoever allows it no more open files than `files` unless it asks for more.
+    pub fn files(mut self, files: u32) -> Self {
+        self.files = Some(files);
         self
     }
 
@@ -177,7 +186,14 @@ impl Service {
     /// Starts the process and waits until it is ready.
     fn run(&mut self) -> Result<(), Exit> {
         super::watch();
-        let mut command = Command::new(PROGRAM);
+        let mut command = match self.options.files {
+            Some(files) => {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={files}:")).arg(PROGRAM);
+                command
+            }
+            None => Command::new(PROGRAM),
+        };
         command.arg("serve").arg("--data").arg(&self.data).args(["--listen", "127.0.0.1:0"]);
         if self.options.dev {
             command.arg("--dev");
