@@ -222,3 +222,21 @@ fn what_is_sent_and_answered_is_what_is_published() {
         }
     }
 }
+
+#[test]
+fn the_calls_in_which_a_platform_may_name_a_retailer_are_told() {
+    let service = Service::start();
+    let api = Description::of(&service);
+    let named = service.platform().with("x-retailer", "nobody's code");
+    let mut told = 0;
+    for (path, item) in api.document["paths"].as_object().unwrap() {
+        let Some(operation) = item.get("get") else { continue };
+        let parameters = operation["parameters"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let is_told = parameters.iter().any(|parameter| parameter["name"] == "X-Retailer");
+        let answer = named.get(&path.replace("{id}", "zj-ai-25"));
+        let is_read = answer.status == 400 && answer.text().contains("/header/X-Retailer");
+        assert_eq!(is_read, is_told, "{path}: {}", answer.text());
+        told += usize::from(is_told);
+    }
+    assert!(told >= 4, "claims and programmes, one and all");
+}

@@ -105,10 +105,16 @@ fn complete(operation: &mut Operation, route: &Route) {
         let meaning = "Names this request: 1 to 255 visible ASCII characters, quoted or not. The same key and content get the first answer again.";
         header(operation, "Idempotency-Key", Required::True, meaning);
     }
-    if route.who == Who::RetailerOrPlatform {
-        let meaning = "The retailer a platform acts for; platforms must, and nobody else may, send it.";
-        header(operation, "X-Retailer", Required::False, meaning);
-    }
+    let retailer = match route.who {
+        Who::RetailerOrPlatform => {
+            "The retailer a platform acts for; platforms must, and nobody else may, send it."
+        }
+        Who::AnyCaller => {
+            "The one retailer whose claims a platform wants to see; platforms may, and nobody else may, send it."
+        }
+        Who::Everyone | Who::Regulator | Who::RegulatorOfAllRegions => return,
+    };
+    header(operation, "X-Retailer", Required::False, retailer);
 }
 
 /// Says of everything callers send that other members than the described ones are refused.
