@@ -22,7 +22,7 @@ use super::batch::{Contradiction, Line};
 use crate::background;
 use crate::journal::{Head, JournalError, Reader};
 use crate::ledger::Stored;
-use crate::ledger::entry::{Entry, Hash, Unreadable};
+use crate::ledger::entry::{Entry, Unreadable};
 use crate::limits;
 
 /// The projector's side of a book; one per process.
@@ -569,7 +569,7 @@ impl Work {
                 break;
             }
             for row in rows {
-                if Hash::of(&row.entry) != row.hash {
+                if !row.is_hashed_right() {
                     let what =
                         format!("entry {}: the stored hash is not that of the stored bytes", row.position);
                     return Err(JournalError::Unusable(what).into());

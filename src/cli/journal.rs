@@ -8,7 +8,7 @@ use subsidy_pos::book::{Feed, Projector};
 use subsidy_pos::clock::Clock;
 use subsidy_pos::config::Mode;
 use subsidy_pos::journal::{Head, JournalError, Reader};
-use subsidy_pos::ledger::entry::{Hash, Key};
+use subsidy_pos::ledger::entry::Key;
 use subsidy_pos::ledger::state::State;
 use subsidy_pos::ledger::writer::{self, Observer};
 use subsidy_pos::ledger::{Command, Ledger, Snapshot, Stored, snapshot};
@@ -30,7 +30,7 @@ pub fn copy(arguments: &Copy) -> Result<(), Failed> {
     loop {
         let rows = read(head.position, limits::JOURNAL_READ_ENTRIES_MAX).map_err(failed)?;
         for (expected, row) in (head.position + 1..).zip(&rows) {
-            if row.position != expected || Hash::of(&row.entry) != row.hash {
+            if row.position != expected || !row.is_hashed_right() {
                 return Err(failed(format!(
                     "--from: entry {expected} is missing or changed; `subsidy-pos verify` says more. What comes \
                      before it is copied"

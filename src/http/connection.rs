@@ -6,7 +6,6 @@
 
 use std::any::Any;
 use std::cell::Cell;
-use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use std::time::{Duration, Instant};
 use actix_web::HttpRequest;
 use actix_web::dev::Extensions;
 use actix_web::rt;
+use rustix::net::{Shutdown, shutdown};
 use tokio::task::AbortHandle;
 
 use crate::limits;
@@ -39,18 +39,21 @@ pub fn watch(connection: &dyn Any, extensions: &mut Extensions) {
     }
 }
 
-/// A whole request has come.
-pub fn has_come(request: &HttpRequest) {
+/// A whole request has come at this instant.
+pub fn has_come(request: &HttpRequest, at: Instant) {
     if let Some(watched) = request.conn_data::<Watched>() {
-        watched.last.set(Instant::now());
+        watched.last.set(at);
     }
 }
 
 impl Watched {
-    /// `None` where the process may have no more files: then there is no further connection to be held either.
+    /// `None` where the process may have no more files: what cannot be watched is shut down at once.
     fn new(stream: &rt::net::TcpStream, patience: Duration) -> Option<Self> {
         // A second handle of the socket: the first is the server's.
-        let socket = TcpStream::from(stream.as_fd().try_clone_to_owned().ok()?);
+        let Ok(socket) = stream.as_fd().try_clone_to_owned() else {
+            let _ = shutdown(stream, Shutdown::Both);
+            return None;
+        };
         let last = Rc::new(Cell::new(Instant::now()));
         let seen = Rc::clone(&last);
         let task = rt::spawn(async move {
@@ -58,7 +61,7 @@ impl Watched {
                 rt::time::sleep(rest).await;
             }
             // The server notices, and closes its own.
-            let _ = socket.shutdown(Shutdown::Both);
+            let _ = shutdown(socket, Shutdown::Both);
         });
         Some(Self { last, task: task.abort_handle() })
     }

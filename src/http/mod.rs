@@ -254,7 +254,7 @@ where
     F: Future<Output = Result<Reply, Problem>>,
 {
     let begun = Instant::now();
-    connection::has_come(&request);
+    connection::has_come(&request, begun);
     let hearer = Hearer::of(request.headers());
     let mut admissions = Admissions::new();
     let result = match extract::call::<R, B>(&app, request, payload, hearer, &mut admissions).await {
@@ -282,7 +282,7 @@ fn log(hearer: &Hearer, index: usize, response: &HttpResponse, elapsed: Duration
 
 /// What has no route: the path is unknown, or known for other methods.
 async fn unrouted(app: Rc<App>, allow: Option<Rc<str>>, request: HttpRequest) -> HttpResponse {
-    connection::has_come(&request);
+    connection::has_come(&request, Instant::now());
     let hearer = Hearer::of(request.headers());
     let result = match allow {
         Some(allow) if request.method() == Method::OPTIONS => {

@@ -45,6 +45,13 @@ pub struct Row {
     pub entry: Arc<[u8]>,
 }
 
+impl Row {
+    /// Whether the hash is that of the bytes.
+    pub fn is_hashed_right(&self) -> bool {
+        Hash::of(&self.entry) == self.hash
+    }
+}
+
 /// Why the journal did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {

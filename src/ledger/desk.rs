@@ -150,9 +150,7 @@ impl Batch {
     fn is_what(&self, found: &[Row]) -> bool {
         found.len() == self.fresh.len()
             && found.iter().zip(&self.fresh).all(|(row, stored)| {
-                row.position == stored.entry.position
-                    && row.hash == stored.hash
-                    && Hash::of(&row.entry) == row.hash
+                row.position == stored.entry.position && row.hash == stored.hash && row.is_hashed_right()
             })
     }
 

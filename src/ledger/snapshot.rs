@@ -300,7 +300,7 @@ fn row(head: Head, read: Read<'_>) -> Result<Row, Unusable> {
         Some(before) => read(before, 1)?,
         None => Vec::new(),
     };
-    let is_it = |row: &Row| row.position == position && row.hash == hash && Hash::of(&row.entry) == hash;
+    let is_it = |row: &Row| row.position == position && row.hash == hash && row.is_hashed_right();
     rows.into_iter().find(is_it).ok_or(Unusable::NotOfThisJournal(position))
 }
 

@@ -337,7 +337,7 @@ impl Ledger {
 
 /// Reads a row: the hash is that of the bytes, and the bytes are the entry of its position.
 pub fn stored<M: DeserializeOwned>(row: &Row) -> Result<Stored<M>, OpenError> {
-    if Hash::of(&row.entry) != row.hash {
+    if !row.is_hashed_right() {
         return Err(OpenError::Hash { position: row.position });
     }
     Ok(Stored { entry: Entry::decode(row.position, &row.entry)?, hash: row.hash })
