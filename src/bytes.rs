@@ -1,4 +1,5 @@
-//! Bytes as text: hexadecimal digits, or base64url (RFC 4648, 5) without padding, which is a third shorter.
+//! Bytes as text: hexadecimal digits, or base64url (RFC 4648, 5) without padding, which is a third shorter; and
+//! short texts that are put together in place.
 
 use std::fmt;
 
@@ -50,6 +51,56 @@ pub fn from_text<const N: usize>(text: &str) -> Option<[u8; N]> {
     (BASE64URL.decode_slice(text, &mut bytes) == Ok(N)).then_some(bytes)
 }
 
+/// A short text in ASCII. Answers have two dozen of them (amounts, instants, ids), for which neither memory nor a
+/// formatter is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Ascii {
+    bytes: [u8; ASCII_CHARS_MAX],
+    length: usize,
+}
+
+/// The most characters of a short text: those of a hash.
+const ASCII_CHARS_MAX: usize = 2 * BYTES_MAX;
+
+impl Ascii {
+    /// Nothing.
+    pub const EMPTY: Self = Self { bytes: [0; ASCII_CHARS_MAX], length: 0 };
+
+    /// Adds characters of ASCII, unless there is no room for them.
+    #[inline]
+    pub fn push(&mut self, characters: &[u8]) {
+        let end = self.length + characters.len();
+        if let Some(room) = self.bytes.get_mut(self.length..end) {
+            room.copy_from_slice(characters);
+            self.length = end;
+        }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        self.bytes.get(..self.length).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default()
+    }
+}
+
+/// What is shown as a short text.
+pub trait Shown {
+    /// The text.
+    fn shown(&self) -> Ascii;
+}
+
+impl fmt::Write for Ascii {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let fits = text.is_ascii() && text.len() <= ASCII_CHARS_MAX - self.length;
+        fits.then(|| self.push(text.as_bytes())).ok_or(fmt::Error)
+    }
+}
+
+impl fmt::Debug for Ascii {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
 /// Writes at most 32 bytes as lower-case hexadecimal digits.
 pub fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let mut digits = [0; 2 * BYTES_MAX];
@@ -90,6 +141,8 @@ pub fn deserialize<'de, const N: usize, D: Deserializer<'de>>(deserializer: D) -
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
 
     #[test]
@@ -104,6 +157,18 @@ mod tests {
         }
         let short: [u8; 16] = std::array::from_fn(|place| 255 - place as u8);
         assert_eq!(from_text("__79_Pv6-fj39vX08_Lx8A"), Some(short));
+    }
+
+    #[test]
+    fn a_short_text_takes_what_it_has_room_for() {
+        let mut text = Ascii::EMPTY;
+        assert_eq!(text.as_str(), "");
+        text.push(&[b'a'; ASCII_CHARS_MAX - 2]);
+        text.push(b"bcd");
+        assert_eq!(text.as_str(), "a".repeat(ASCII_CHARS_MAX - 2), "there is no room for three more");
+        assert!(write!(text, "é").is_err() && write!(text, "bcd").is_err());
+        write!(text, "{}", 12).unwrap();
+        assert_eq!(text.as_str(), format!("{}12", "a".repeat(ASCII_CHARS_MAX - 2)));
     }
 
     #[test]

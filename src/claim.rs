@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use smallvec::SmallVec;
 
+use crate::bytes::{Ascii, BYTES_MAX, Shown, hex};
 use crate::identity::{Gtin, IdType, Imei, OrderLine, Reference, RegionCode, SerialNumber, Uscc};
 use crate::money::Fen;
 use crate::programme::Category;
@@ -80,20 +81,24 @@ impl ClaimId {
     }
 }
 
+impl Shown for ClaimId {
+    fn shown(&self) -> Ascii {
+        let mut digits = [0; 2 * BYTES_MAX];
+        hex(&self.0, &mut digits);
+        let mut text = Ascii::EMPTY;
+        for (begin, end) in [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)] {
+            if begin > 0 {
+                text.push(b"-");
+            }
+            text.push(&digits[begin..end]);
+        }
+        text
+    }
+}
+
 impl fmt::Display for ClaimId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
-        let mut text = [b'-'; 36];
-        let mut slot = 0;
-        for (index, byte) in self.0.iter().enumerate() {
-            if matches!(index, 4 | 6 | 8 | 10) {
-                slot += 1;
-            }
-            text[slot] = HEX[usize::from(byte >> 4)];
-            text[slot + 1] = HEX[usize::from(byte & 15)];
-            slot += 2;
-        }
-        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+        f.write_str(self.shown().as_str())
     }
 }
 
@@ -105,7 +110,7 @@ impl fmt::Debug for ClaimId {
 
 impl Serialize for ClaimId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(self.shown().as_str())
     }
 }
 

@@ -330,6 +330,11 @@ impl Uscc {
     pub fn as_str(&self) -> &str {
         ascii(&self.0)
     }
+
+    /// The same as bytes.
+    pub const fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 identifier_as_text!(Uscc, as_str);
@@ -616,6 +621,11 @@ impl Gtin {
         ascii(&self.0)
     }
 
+    /// The same as bytes.
+    pub const fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Digits 2 to 8 of the 14: what stands for the manufacturer where no goods catalogue names
     /// it, whatever the product code and the packaging level.
     pub fn manufacturer_prefix(&self) -> &str {
@@ -666,6 +676,11 @@ impl Imei {
     /// The 15 digits.
     pub fn as_str(&self) -> &str {
         ascii(&self.0)
+    }
+
+    /// The same as bytes.
+    pub const fn as_bytes(&self) -> &[u8] {
+        &self.0
     }
 }
 
@@ -732,6 +747,11 @@ impl RegionCode {
     /// The six digits.
     pub fn as_str(&self) -> &str {
         ascii(&self.0)
+    }
+
+    /// The same as bytes.
+    pub const fn as_bytes(&self) -> &[u8] {
+        &self.0
     }
 
     /// The province this region lies in, or is.

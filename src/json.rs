@@ -10,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use serde::ser::{self, Serialize};
 
-use crate::bytes::{BYTES_MAX, base64url_digits, hex};
+use crate::bytes::{BYTES_MAX, hex};
 
 /// How bytes (`serialize_bytes`, at most 32) are written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,12 +37,13 @@ impl ser::Error for Unwritable {
 /// # Errors
 /// For floats, 128-bit numbers, JSON that was written before (`RawValue`), maps whose keys are no texts, and
 /// bytes that are too many. What was written until then is left there.
-pub fn write(text: &mut String, bytes: BytesAs, value: &impl Serialize) -> Result<(), Unwritable> {
+pub fn write(text: &mut Vec<u8>, bytes: BytesAs, value: &impl Serialize) -> Result<(), Unwritable> {
     value.serialize(&mut Writer { text, bytes })
 }
 
 struct Writer<'t> {
-    text: &'t mut String,
+    /// In UTF-8: texts and ASCII are all that is added.
+    text: &'t mut Vec<u8>,
     bytes: BytesAs,
 }
 
@@ -51,59 +52,79 @@ const fn is_escaped(byte: u8) -> bool {
     byte < 0x20 || byte == b'"' || byte == b'\\'
 }
 
+/// Whether any of these characters is not written as it is. Eight are looked at at once: most texts are short.
+fn has_escaped(text: &[u8]) -> bool {
+    let eight = |bytes: &[u8; 8]| {
+        const EACH: u64 = u64::from_le_bytes([1; 8]);
+        const TOP: u64 = EACH << 7;
+        let word = u64::from_le_bytes(*bytes);
+        // A byte borrows from its top bit if and only if it, or one before it, is less than what is taken from
+        // it; one whose top bit is set is no ASCII.
+        let any_below = |word: u64, least: u64| word.wrapping_sub(EACH * least) & !word & TOP;
+        let is_any = |byte: u8| any_below(word ^ (EACH * u64::from(byte)), 1);
+        any_below(word, 0x20) | is_any(b'"') | is_any(b'\\') != 0
+    };
+    match text.last_chunk() {
+        Some(last) => text.as_chunks().0.iter().any(eight) || eight(last),
+        None => text.iter().any(|byte| is_escaped(*byte)),
+    }
+}
+
 impl Writer<'_> {
     fn string(&mut self, value: &str) {
-        self.text.push('"');
-        // Without an end before the last, so that many are looked at at once.
-        if value.bytes().fold(false, |any, byte| any | is_escaped(byte)) {
+        self.text.push(b'"');
+        if has_escaped(value.as_bytes()) {
             self.escaped(value);
         } else {
-            self.text.push_str(value);
+            self.text.extend_from_slice(value.as_bytes());
         }
-        self.text.push('"');
+        self.text.push(b'"');
     }
 
     #[cold]
     fn escaped(&mut self, value: &str) {
         for character in value.chars() {
             let short = match character {
-                '"' => '"',
-                '\\' => '\\',
-                '\n' => 'n',
-                '\r' => 'r',
-                '\t' => 't',
-                '\u{8}' => 'b',
-                '\u{c}' => 'f',
+                '"' => b'"',
+                '\\' => b'\\',
+                '\n' => b'n',
+                '\r' => b'r',
+                '\t' => b't',
+                '\u{8}' => b'b',
+                '\u{c}' => b'f',
                 '\0'..='\u{1f}' => {
-                    // Writing to a text does not fail.
-                    let _ = write!(self.text, "\\u{:04x}", u32::from(character));
+                    self.text.extend_from_slice(format!("\\u{:04x}", u32::from(character)).as_bytes());
                     continue;
                 }
                 other => {
-                    self.text.push(other);
+                    self.text.extend_from_slice(other.encode_utf8(&mut [0; 4]).as_bytes());
                     continue;
                 }
             };
-            self.text.extend(['\\', short]);
+            self.text.extend_from_slice(&[b'\\', short]);
         }
     }
 
     /// A member's name, which is one of this program's own and has nothing to escape.
     fn name(&mut self, name: &'static str) {
-        self.text.push('"');
-        self.text.push_str(name);
-        self.text.push_str("\":");
+        self.text.push(b'"');
+        self.end_of_name(name);
+    }
+
+    fn end_of_name(&mut self, name: &'static str) {
+        self.text.extend_from_slice(name.as_bytes());
+        self.text.extend_from_slice(b"\":");
     }
 
     /// A variant with content is an object with one member.
     fn variant(&mut self, name: &'static str) -> &mut Self {
-        self.text.push('{');
+        self.text.push(b'{');
         self.name(name);
         self
     }
 
     fn number(&mut self, number: impl itoa::Integer) {
-        self.text.push_str(itoa::Buffer::new().format(number));
+        self.text.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     }
 }
 
@@ -140,7 +161,8 @@ impl<'w, 't> ser::Serializer for &'w mut Writer<'t> {
     );
 
     fn serialize_bool(self, value: bool) -> Result<(), Unwritable> {
-        self.text.push_str(if value { "true" } else { "false" });
+        let word: &[u8] = if value { b"true" } else { b"false" };
+        self.text.extend_from_slice(word);
         Ok(())
     }
 
@@ -163,32 +185,25 @@ impl<'w, 't> ser::Serializer for &'w mut Writer<'t> {
     }
 
     fn collect_str<T: ?Sized + Display>(self, value: &T) -> Result<(), Unwritable> {
-        let begins = self.text.len();
-        self.text.push('"');
-        write!(self.text, "{value}").map_err(|fmt::Error| Unwritable("a text".to_owned()))?;
-        if self.text.bytes().skip(begins + 1).fold(false, |any, byte| any | is_escaped(byte)) {
-            let written = self.text.split_off(begins + 1);
-            self.escaped(&written);
-        }
-        self.text.push('"');
+        let mut shown = String::new();
+        write!(shown, "{value}").map_err(|fmt::Error| Unwritable("a text".to_owned()))?;
+        self.string(&shown);
         Ok(())
     }
 
     fn serialize_bytes(self, value: &[u8]) -> Result<(), Unwritable> {
         let mut digits = [0; 2 * BYTES_MAX];
         let written = match self.bytes {
-            BytesAs::Hex => hex(value, &mut digits),
-            BytesAs::Base64Url => match BASE64URL.encode_slice(value, &mut digits) {
-                Ok(count) if count <= base64url_digits(BYTES_MAX) => {
-                    digits.get(..count).and_then(|digits| std::str::from_utf8(digits).ok())
-                }
-                _ => None,
-            },
+            BytesAs::Hex => hex(value, &mut digits).map(str::as_bytes),
+            BytesAs::Base64Url if value.len() <= BYTES_MAX => {
+                BASE64URL.encode_slice(value, &mut digits).ok().and_then(|count| digits.get(..count))
+            }
+            BytesAs::Base64Url => None,
         };
         let Some(written) = written else { return refused("so many bytes") };
-        self.text.push('"');
-        self.text.push_str(written);
-        self.text.push('"');
+        self.text.push(b'"');
+        self.text.extend_from_slice(written);
+        self.text.push(b'"');
         Ok(())
     }
 
@@ -201,7 +216,7 @@ impl<'w, 't> ser::Serializer for &'w mut Writer<'t> {
     }
 
     fn serialize_unit(self) -> Result<(), Unwritable> {
-        self.text.push_str("null");
+        self.text.extend_from_slice(b"null");
         Ok(())
     }
 
@@ -230,20 +245,20 @@ impl<'w, 't> ser::Serializer for &'w mut Writer<'t> {
         value: &T,
     ) -> Result<(), Unwritable> {
         value.serialize(self.variant(name))?;
-        self.text.push('}');
+        self.text.push(b'}');
         Ok(())
     }
 
     fn serialize_seq(self, _: Option<usize>) -> Result<Compound<'w, 't>, Unwritable> {
-        Ok(Compound::begin(self, '[', "]"))
+        Ok(Compound::begin(self, b'[', b"]"))
     }
 
     fn serialize_tuple(self, _: usize) -> Result<Compound<'w, 't>, Unwritable> {
-        Ok(Compound::begin(self, '[', "]"))
+        Ok(Compound::begin(self, b'[', b"]"))
     }
 
     fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Compound<'w, 't>, Unwritable> {
-        Ok(Compound::begin(self, '[', "]"))
+        Ok(Compound::begin(self, b'[', b"]"))
     }
 
     fn serialize_tuple_variant(
@@ -253,18 +268,18 @@ impl<'w, 't> ser::Serializer for &'w mut Writer<'t> {
         name: &'static str,
         _: usize,
     ) -> Result<Compound<'w, 't>, Unwritable> {
-        Ok(Compound::begin(self.variant(name), '[', "]}"))
+        Ok(Compound::begin(self.variant(name), b'[', b"]}"))
     }
 
     fn serialize_map(self, _: Option<usize>) -> Result<Compound<'w, 't>, Unwritable> {
-        Ok(Compound::begin(self, '{', "}"))
+        Ok(Compound::begin(self, b'{', b"}"))
     }
 
     fn serialize_struct(self, name: &'static str, _: usize) -> Result<Compound<'w, 't>, Unwritable> {
         if name == RAW_VALUE {
             return refused("JSON that was written before");
         }
-        Ok(Compound::begin(self, '{', "}"))
+        Ok(Compound::begin(self, b'{', b"}"))
     }
 
     fn serialize_struct_variant(
@@ -274,7 +289,7 @@ impl<'w, 't> ser::Serializer for &'w mut Writer<'t> {
         name: &'static str,
         _: usize,
     ) -> Result<Compound<'w, 't>, Unwritable> {
-        Ok(Compound::begin(self.variant(name), '{', "}}"))
+        Ok(Compound::begin(self.variant(name), b'{', b"}}"))
     }
 }
 
@@ -283,18 +298,18 @@ struct Compound<'w, 't> {
     writer: &'w mut Writer<'t>,
     /// Whether something stands in it.
     goes_on: bool,
-    end: &'static str,
+    end: &'static [u8],
 }
 
 impl<'w, 't> Compound<'w, 't> {
-    fn begin(writer: &'w mut Writer<'t>, begin: char, end: &'static str) -> Self {
+    fn begin(writer: &'w mut Writer<'t>, begin: u8, end: &'static [u8]) -> Self {
         writer.text.push(begin);
         Self { writer, goes_on: false, end }
     }
 
     fn comma(&mut self) {
         if std::mem::replace(&mut self.goes_on, true) {
-            self.writer.text.push(',');
+            self.writer.text.push(b',');
         }
     }
 
@@ -304,13 +319,17 @@ impl<'w, 't> Compound<'w, 't> {
     }
 
     fn member<T: ?Sized + Serialize>(&mut self, name: &'static str, value: &T) -> Result<(), Unwritable> {
-        self.comma();
-        self.writer.name(name);
+        if std::mem::replace(&mut self.goes_on, true) {
+            self.writer.text.extend_from_slice(b",\"");
+        } else {
+            self.writer.text.push(b'"');
+        }
+        self.writer.end_of_name(name);
         value.serialize(&mut *self.writer)
     }
 
     fn finish(self) -> Result<(), Unwritable> {
-        self.writer.text.push_str(self.end);
+        self.writer.text.extend_from_slice(self.end);
         Ok(())
     }
 }
@@ -353,10 +372,10 @@ impl ser::SerializeMap for Compound<'_, '_> {
         self.comma();
         let begins = self.writer.text.len();
         key.serialize(&mut *self.writer)?;
-        if self.writer.text.as_bytes().get(begins) != Some(&b'"') {
+        if self.writer.text.get(begins) != Some(&b'"') {
             return refused("a key that is no text");
         }
-        self.writer.text.push(':');
+        self.writer.text.push(b':');
         Ok(())
     }
 
@@ -379,8 +398,8 @@ mod tests {
     use super::*;
 
     fn json(bytes: BytesAs, value: &impl Serialize) -> Result<String, Unwritable> {
-        let mut text = String::new();
-        write(&mut text, bytes, value).map(|()| text)
+        let mut text = Vec::new();
+        write(&mut text, bytes, value).map(|()| String::from_utf8(text).unwrap())
     }
 
     #[derive(Clone, Debug, Serialize)]
@@ -472,6 +491,19 @@ mod tests {
     fn every_character_that_must_be_escaped_is() {
         let all: String = (0..=0x80_u8).map(char::from).collect();
         assert_eq!(json(BytesAs::Hex, &all).unwrap(), serde_json::to_string(&all).unwrap());
+    }
+
+    #[test]
+    fn what_must_be_escaped_is_found_wherever_it_stands() {
+        for length in 0..20 {
+            for at in 0..length {
+                for byte in 0..=255 {
+                    let mut text = vec![b'a'; length];
+                    text[at] = byte;
+                    assert_eq!(has_escaped(&text), is_escaped(byte), "{byte} at {at} of {length}");
+                }
+            }
+        }
     }
 
     struct Raw<'a>(&'a [u8]);

@@ -1,11 +1,12 @@
 //! Money in whole fen, rates, and the named rounding. No floats anywhere.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 use serde::{Deserialize, Serialize};
 
+use crate::bytes::{Ascii, Shown};
 use crate::limits;
 
 /// An amount of money in fen (1 yuan = 100 fen). Never a float; arithmetic is checked.
@@ -77,7 +78,7 @@ impl Fen {
 
     /// `rate` of this amount, rounded as `rounding` says; `None` where it does not fit.
     pub fn at_rate(self, rate: Rate, rounding: Rounding) -> Option<Self> {
-        let exact = Decimal::from(self.0).checked_mul(rate.0)?;
+        let exact = Decimal::from(self.0).checked_mul(rate.value)?;
         let rounded = match rounding {
             Rounding::DownToFen => exact.floor(),
         };
@@ -85,53 +86,54 @@ impl Fen {
     }
 }
 
-/// Two decimals, as every answer writes money: `600.00`. Every answer has a dozen of these, so the digits
-/// are put into one text from the right.
-impl fmt::Display for Fen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; FEN_CHARS_MAX];
-        let mut from = text.len();
-        let mut put = |character| {
-            from = from.saturating_sub(1);
-            if let Some(slot) = text.get_mut(from) {
-                *slot = character;
-            }
-        };
-        let mut rest = self.0.unsigned_abs();
-        let mut digits = 0;
-        while digits < 3 || rest > 0 {
-            put(b'0' + (rest % 10) as u8);
-            rest /= 10;
-            digits += 1;
-            if digits == 2 {
-                put(b'.');
-            }
-        }
+/// Two decimals, as every answer writes money: `600.00`.
+impl Shown for Fen {
+    fn shown(&self) -> Ascii {
+        let (yuan, fen) = (self.0.unsigned_abs() / 100, (self.0.unsigned_abs() % 100) as u8);
+        let mut text = Ascii::EMPTY;
         if self.0 < 0 {
-            put(b'-');
+            text.push(b"-");
         }
-        f.write_str(std::str::from_utf8(text.get(from..).unwrap_or_default()).map_err(|_| fmt::Error)?)
+        text.push(itoa::Buffer::new().format(yuan).as_bytes());
+        text.push(&[b'.', b'0' + fen / 10, b'0' + fen % 10]);
+        text
     }
 }
 
-/// Characters of the longest amount: 19 digits, a point and a sign.
-const FEN_CHARS_MAX: usize = 21;
+impl fmt::Display for Fen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.shown().as_str())
+    }
+}
 
 /// A share of a price, between 0 and 1 inclusive, held as an exact decimal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate(Decimal);
+pub struct Rate {
+    value: Decimal,
+    /// As it is shown: every answer shows the rates of some programmes.
+    text: Ascii,
+}
 
 impl Rate {
     /// Reads a rate such as `0.15`; `None` unless it is a decimal between 0 and 1.
     pub fn parse(text: &str) -> Option<Self> {
         let rate = Decimal::from_str_exact(text).ok()?;
-        (rate >= Decimal::ZERO && rate <= Decimal::ONE).then_some(Self(rate.normalize()))
+        let value = (rate >= Decimal::ZERO && rate <= Decimal::ONE).then(|| rate.normalize())?;
+        let mut text = Ascii::EMPTY;
+        write!(text, "{value}").ok()?;
+        Some(Self { value, text })
+    }
+}
+
+impl Shown for Rate {
+    fn shown(&self) -> Ascii {
+        self.text
     }
 }
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        f.write_str(self.text.as_str())
     }
 }
 

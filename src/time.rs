@@ -1,11 +1,13 @@
 //! Instants and days. The service counts milliseconds since 1970 in UTC and shows Asia/Shanghai,
 //! which has been UTC+8 without daylight saving since 1991. No clock is read here.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use ::time::format_description::well_known::Rfc3339;
 use ::time::{Date, Month, OffsetDateTime};
 use serde::{Deserialize, Serialize};
+
+use crate::bytes::{Ascii, Shown};
 
 const SHANGHAI_OFFSET_MS: i64 = 8 * 3_600_000;
 const DAY_MS: i64 = 86_400_000;
@@ -57,32 +59,33 @@ impl Timestamp {
     }
 }
 
-/// `2026-11-23T10:15:00+08:00`, with milliseconds where there are any. Put together as one text: every
-/// answer has several.
-impl fmt::Display for Timestamp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// `2026-11-23T10:15:00+08:00`, with milliseconds where there are any.
+impl Shown for Timestamp {
+    fn shown(&self) -> Ascii {
         let in_day = self.0.saturating_add(SHANGHAI_OFFSET_MS).rem_euclid(DAY_MS);
         let (s, ms) = (in_day / 1000, in_day % 1000);
-        fmt::Display::fmt(&self.day(), f)?;
         let ([h1, h2], [m1, m2], [s1, s2]) =
             (two_digits(s / 3600), two_digits(s / 60 % 60), two_digits(s % 60));
-        if ms == 0 {
-            return text(f, &[b'T', h1, h2, b':', m1, m2, b':', s1, s2, b'+', b'0', b'8', b':', b'0', b'0']);
+        let mut text = self.day().shown();
+        text.push(&[b'T', h1, h2, b':', m1, m2, b':', s1, s2]);
+        if ms != 0 {
+            let ([t1, t2], [_, t3]) = (two_digits(ms / 10), two_digits(ms % 10));
+            text.push(&[b'.', t1, t2, t3]);
         }
-        let ([t1, t2], [_, t3]) = (two_digits(ms / 10), two_digits(ms % 10));
-        let time = [b'T', h1, h2, b':', m1, m2, b':', s1, s2, b'.', t1, t2, t3];
-        text(f, &time)?;
-        text(f, b"+08:00")
+        text.push(b"+08:00");
+        text
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.shown().as_str())
     }
 }
 
 /// The last two digits of a number.
 const fn two_digits(number: i64) -> [u8; 2] {
     [b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8]
-}
-
-fn text(f: &mut fmt::Formatter<'_>, ascii: &[u8]) -> fmt::Result {
-    f.write_str(std::str::from_utf8(ascii).map_err(|_| fmt::Error)?)
 }
 
 /// A day in Asia/Shanghai, counted from 1970-01-01.
@@ -135,16 +138,27 @@ impl Day {
 /// The Julian day of 1970-01-01.
 const UNIX_JULIAN_DAY: i32 = 2_440_588;
 
-impl fmt::Display for Day {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// `2026-11-23`.
+impl Shown for Day {
+    fn shown(&self) -> Ascii {
         let date = self.date();
         let year = i64::from(date.year());
+        let mut text = Ascii::EMPTY;
         if !(0..=9999).contains(&year) {
-            return write!(f, "{date}");
+            // There is room for the longest date.
+            let _ = write!(text, "{date}");
+            return text;
         }
         let ([y1, y2], [y3, y4]) = (two_digits(year / 100), two_digits(year % 100));
         let ([m1, m2], [d1, d2]) = (two_digits(u8::from(date.month()).into()), two_digits(date.day().into()));
-        text(f, &[y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2])
+        text.push(&[y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2]);
+        text
+    }
+}
+
+impl fmt::Display for Day {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.shown().as_str())
     }
 }
 

@@ -192,9 +192,9 @@ fn answered(entries: &[Arc<Stored>], journal: &Refolded) -> Vec<String> {
         let own: Vec<_> = entries.iter().filter(of_claim).cloned().collect();
         let view = ClaimView::new(&own).expect("a claim");
         let claim = Claim::new(&view, journal.state().programmes()).expect("its programmes");
-        let mut text = String::new();
+        let mut text = Vec::new();
         write(&mut text, BytesAs::Hex, &claim).unwrap();
-        text
+        String::from_utf8(text).unwrap()
     })
     .collect()
 }

@@ -178,15 +178,15 @@ fn the_pure_rooms_name_no_clock_no_randomness_no_thread_and_no_input_or_output()
 /// Which rooms each room may know.
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("limits", &[]),
-    ("time", &["limits"]),
-    ("money", &["limits"]),
     ("bytes", &[]),
+    ("time", &["bytes", "limits"]),
+    ("money", &["bytes", "limits"]),
     ("json", &["bytes"]),
     ("background", &[]),
     ("identity", &["bytes", "limits", "time"]),
     ("programme", &["identity", "limits", "money", "time"]),
     ("programme_files", &["limits", "programme"]),
-    ("claim", &["identity", "limits", "money", "programme", "time"]),
+    ("claim", &["bytes", "identity", "limits", "money", "programme", "time"]),
     ("rules", &["identity", "limits", "money", "programme", "time"]),
     ("clock", &["time"]),
     ("journal", &["background", "ledger::entry", "limits", "telemetry", "time"]),
@@ -235,6 +235,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         &[
             "auth",
             "book",
+            "bytes",
             "claim",
             "clock",
             "heads",

@@ -220,12 +220,12 @@ impl Parts {
                 _ => false,
             }),
             Part::Encode => {
-                // As the writer does: into a text that is kept, and from there into bytes of their own.
-                let mut text = String::with_capacity(limits::ENTRY_BYTES_USUAL);
+                // As the writer does: into bytes that are kept, and from there into bytes of their own.
+                let mut bytes = Vec::with_capacity(limits::ENTRY_BYTES_USUAL);
                 each(entries, meter, |entry| {
-                    text.clear();
-                    let written = entry.encode(&mut text);
-                    black_box(Arc::<[u8]>::from(text.as_bytes()));
+                    bytes.clear();
+                    let written = entry.encode(&mut bytes);
+                    black_box(Arc::<[u8]>::from(bytes.as_slice()));
                     succeeds(written)
                 })
             }
@@ -241,7 +241,7 @@ impl Parts {
                 let history = &desk.published().history;
                 each(views, meter, |view| {
                     let claim = wire::Claim::new(view, history);
-                    let mut text = String::with_capacity(ANSWER_BYTES);
+                    let mut text = Vec::with_capacity(ANSWER_BYTES);
                     claim.is_some_and(|claim| succeeds(json::write(&mut text, BytesAs::Hex, &claim)))
                 })
             }

@@ -18,6 +18,7 @@ use super::sale::{self, ClaimBody};
 use super::wire::{Cancellation, CancellationOutcome, Claim};
 use super::{App, Reply, note};
 use crate::book::ClaimsQuery;
+use crate::bytes::Shown as _;
 use crate::claim::{ClaimId, Device, ReturnReason, Status, Submitter};
 use crate::identity::{IdempotencyKey, Reference, RegionCode, SerialNumber, Uscc};
 use crate::ledger::command::{CancelOutcome, Draft};
@@ -382,7 +383,7 @@ pub async fn make(call: Call<Submitting, Keyed<ClaimBody>>) -> Result<Reply, Pro
     let _mark = mark(&app, &mut draft).await;
     let outcome = app.ledger.submit(Command::Make(Box::new(draft))).await?;
     let (at, view) = claim_of(&app, outcome).await?;
-    let location = format!("/v1/claims/{}", view.made().claim_id);
+    let location = ["/v1/claims/", view.made().claim_id.shown().as_str()].concat();
     Ok(reply(&app, StatusCode::CREATED, &view)?.located(location).replayed(at.unchanged))
 }
 

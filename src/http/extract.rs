@@ -432,6 +432,11 @@ impl RequestId {
     }
 
     /// The 32 digits.
+    pub const fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The same as a text.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }

@@ -92,7 +92,7 @@ impl Opening {
             b"open",
             self.fund_id.as_str().as_bytes(),
             self.programme.as_str().as_bytes(),
-            self.region_code.as_str().as_bytes(),
+            self.region_code.as_bytes(),
             &self.from.number().to_be_bytes(),
             &self.to.number().to_be_bytes(),
             &self.budget.get().to_be_bytes(),

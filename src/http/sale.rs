@@ -396,7 +396,7 @@ impl ClaimBody {
         content.put(4, sale.category.as_str());
         content.put_fen(5, Some(sale.price));
         content.put_fen(6, sale.expected_subsidy);
-        content.put(7, sale.region_code.as_str());
+        content.put(7, sale.region_code.as_bytes());
         content.put(8, sale.sold_at.ms().to_be_bytes());
         content.put_each(
             9,
@@ -406,8 +406,8 @@ impl ClaimBody {
             }),
         );
         content.put_each(10, device.map(|device| device.sn.as_str()));
-        content.put_each(11, device.map(|device| device.barcode.as_str()));
-        content.put_each(12, device.map(|device| sorted(&device.imei)).iter().flatten().map(Imei::as_str));
+        content.put_each(11, device.map(|device| device.barcode.as_bytes()));
+        content.put_each(12, device.map(|device| sorted(&device.imei)).iter().flatten().map(Imei::as_bytes));
         if self.mode == Mode::Hold {
             content.put(13, sale.hold_minutes.unwrap_or(limits::HOLD_MINUTES_DEFAULT).to_be_bytes());
         }

@@ -4,12 +4,11 @@
 //! the same entry always gives the same bytes, so that a repeated request is answered as it was the
 //! first time.
 
-use std::fmt::Display;
-
 use serde::{Serialize, Serializer};
 use smallvec::SmallVec;
 use utoipa::ToSchema;
 
+use crate::bytes::Shown;
 use crate::claim::{self, ClaimId, FundId, Status};
 use crate::identity::{Gtin, IdType, Imei, OrderLine, Reference, RegionCode, SerialNumber, Uscc};
 use crate::ledger::ClaimView;
@@ -23,9 +22,9 @@ use crate::time::Timestamp;
 #[derive(Clone, Copy, Debug)]
 pub struct Text<T>(pub T);
 
-impl<T: Display> Serialize for Text<T> {
+impl<T: Shown> Serialize for Text<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
+        serializer.serialize_str(self.0.shown().as_str())
     }
 }
 
@@ -322,9 +321,9 @@ mod tests {
     fn shown(entries: &[&str]) -> String {
         let entries: Vec<_> = entries.iter().copied().map(stored).collect();
         let view = ClaimView::new(&entries).unwrap();
-        let mut text = String::new();
+        let mut text = Vec::new();
         json::write(&mut text, BytesAs::Hex, &Claim::new(&view, &history()).unwrap()).unwrap();
-        text
+        String::from_utf8(text).unwrap()
     }
 
     #[test]

@@ -270,7 +270,7 @@ pub struct Desk {
     /// Whether it was told to stop.
     is_stopping: bool,
     /// The last entry's bytes; kept for its room.
-    encoded: String,
+    encoded: Vec<u8>,
     /// When the clock was read last, and what it said.
     read: (Instant, Timestamp),
 }
@@ -295,7 +295,7 @@ impl Desk {
             shared,
             in_doubt: false,
             is_stopping: false,
-            encoded: String::with_capacity(limits::ENTRY_BYTES_USUAL),
+            encoded: Vec::with_capacity(limits::ENTRY_BYTES_USUAL),
             read: (Instant::now(), clock.now()),
         })
     }
@@ -540,12 +540,12 @@ impl Desk {
         entry
             .encode(&mut self.encoded)
             .map_err(|cause| OpenError::Unwritable { position: entry.position, cause })?;
-        let hash = Hash::of(self.encoded.as_bytes());
+        let hash = Hash::of(&self.encoded);
         self.state.fold(&entry, hash, Some(&mut batch.undo))?;
         if let Event::ClaimMoved(moved) = &entry.event {
             self.shared.recent.moves(moved.made);
         }
-        batch.rows.push(Row { position: entry.position, hash, entry: self.encoded.as_bytes().into() });
+        batch.rows.push(Row { position: entry.position, hash, entry: self.encoded.as_slice().into() });
         let stored = Arc::new(Stored { entry, hash });
         batch.fresh.push(Arc::clone(&stored));
         Ok(stored)

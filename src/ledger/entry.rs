@@ -99,7 +99,8 @@ shown_in_hex!(Hash, Key);
 /// Outside the journal a hash is written in hexadecimal.
 impl Serialize for Hash {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        let mut digits = [0; 2 * bytes::BYTES_MAX];
+        serializer.serialize_str(bytes::hex(&self.0, &mut digits).unwrap_or_default())
     }
 }
 
@@ -576,7 +577,7 @@ impl Entry {
     ///
     /// The first format writes bytes in hexadecimal and leaves nothing out of a claim; since the second
     /// bytes are written in base64url, and what a claim leaves out is as it mostly is.
-    pub fn encode(&self, buffer: &mut String) -> Result<(), Unwritable> {
+    pub fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), Unwritable> {
         match (self.v, &self.event) {
             (1, Event::ClaimMade(made)) => {
                 let event = Event::ClaimMade(Arc::new(made.in_full()));
@@ -589,8 +590,8 @@ impl Entry {
 
     /// The same as bytes of their own.
     pub fn to_bytes(&self) -> Result<Vec<u8>, Unwritable> {
-        let mut text = String::with_capacity(limits::ENTRY_BYTES_USUAL);
-        self.encode(&mut text)?;
-        Ok(text.into())
+        let mut bytes = Vec::with_capacity(limits::ENTRY_BYTES_USUAL);
+        self.encode(&mut bytes)?;
+        Ok(bytes)
     }
 }

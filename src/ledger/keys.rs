@@ -46,10 +46,7 @@ impl KeyRing {
 
     /// A request: an idempotency key within retailer and integrator (a platform's name, or empty).
     pub fn request(&self, retailer: &Uscc, platform: Option<&str>, idempotency_key: &str) -> Key {
-        self.key(
-            1,
-            &[retailer.as_str().as_bytes(), platform.unwrap_or("").as_bytes(), idempotency_key.as_bytes()],
-        )
+        self.key(1, &[retailer.as_bytes(), platform.unwrap_or("").as_bytes(), idempotency_key.as_bytes()])
     }
 
     /// A regulator's request: an idempotency key of one officer.
@@ -65,7 +62,7 @@ impl KeyRing {
     /// A line of a retailer's order.
     pub fn order_line(&self, retailer: &Uscc, order_no: &Reference, line: OrderLine) -> Key {
         let line = line.get().to_be_bytes();
-        self.key(3, &[retailer.as_str().as_bytes(), order_no.as_str().as_bytes(), &line])
+        self.key(3, &[retailer.as_bytes(), order_no.as_str().as_bytes(), &line])
     }
 
     /// A person's entitlement in one category and one calendar year of the sale.
@@ -82,7 +79,7 @@ impl KeyRing {
         keys.push(self.key(5, &[manufacturer.as_bytes(), device.sn.as_str().as_bytes()]));
         let written_as_sn = Imei::parse(device.sn.as_str()).ok();
         for imei in device.imei.iter().chain(written_as_sn.as_ref()) {
-            let key = self.key(6, &[imei.as_str().as_bytes()]);
+            let key = self.key(6, &[imei.as_bytes()]);
             if !keys.contains(&key) {
                 keys.push(key);
             }

@@ -9,12 +9,13 @@
 //! Memory: a claim costs 56 bytes for its record, 16 for each key and about 9 for the key's place in the
 //! [`index`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use allocator_api2::alloc::System;
 use allocator_api2::vec::Vec as VecIn;
 use aws_lc_rs::digest;
+use hashbrown::HashMap;
 use smallvec::SmallVec;
 
 use super::entry::{
@@ -383,7 +384,7 @@ pub struct State {
     taken: Index,
     funds: Vec<Fund>,
     fund_by_id: HashMap<FundId, FundIx>,
-    funds_by_place: HashMap<(ProgrammeId, RegionCode), SmallVec<[FundIx; 2]>>,
+    funds_by_place: HashMap<ProgrammeId, HashMap<RegionCode, SmallVec<[FundIx; 2]>>>,
     holds: BTreeSet<(Timestamp, ClaimIx)>,
     holds_by_fund: BTreeSet<(FundIx, Timestamp, ClaimIx)>,
     spent: BTreeMap<Key, Timestamp>,
@@ -558,7 +559,7 @@ impl State {
         programme: &ProgrammeId,
         region: RegionCode,
     ) -> impl Iterator<Item = (FundIx, &Fund)> {
-        let found = self.funds_by_place.get(&(programme.clone(), region));
+        let found = self.funds_by_place.get(programme).and_then(|places| places.get(&region));
         found.into_iter().flatten().filter_map(|ix| Some((*ix, self.fund(*ix)?)))
     }
 
@@ -685,7 +686,7 @@ impl State {
         bytes.extend_from_slice(&[u8::from(record.return_restores()), u8::from(record.has_trade_in())]);
         bytes.extend_from_slice(record.status().name().as_bytes());
         if let Some(submitter) = self.submitter_of(record) {
-            bytes.extend_from_slice(submitter.retailer.as_str().as_bytes());
+            bytes.extend_from_slice(submitter.retailer.as_bytes());
             bytes.extend_from_slice(submitter.platform.as_deref().unwrap_or_default().as_bytes());
         }
         let claim = ClaimIx(number as u32);
@@ -842,16 +843,16 @@ impl State {
             Change::PushFund(fund) => {
                 let ix = FundIx(self.funds.len() as u16);
                 self.fund_by_id.insert(fund.id.clone(), ix);
-                self.funds_by_place.entry((fund.programme.clone(), fund.region_code)).or_default().push(ix);
+                let places = self.funds_by_place.entry(fund.programme.clone()).or_default();
+                places.entry(fund.region_code).or_default().push(ix);
                 self.funds.push(*fund);
                 Change::PopFund
             }
             Change::PopFund => match self.funds.pop() {
                 Some(fund) => {
                     self.fund_by_id.remove(&fund.id);
-                    if let Some(list) =
-                        self.funds_by_place.get_mut(&(fund.programme.clone(), fund.region_code))
-                    {
+                    let places = self.funds_by_place.get_mut(&fund.programme);
+                    if let Some(list) = places.and_then(|places| places.get_mut(&fund.region_code)) {
                         list.pop();
                     }
                     Change::PushFund(Box::new(fund))
