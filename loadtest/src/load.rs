@@ -263,6 +263,11 @@ fn watch(shared: &Shared, end: Instant, tick: &mut dyn FnMut(u64)) {
     }
 }
 
+/// Has the kernel write what was left to it: nobody is to wait for the disk while it writes another subject's.
+fn quiet_disk() {
+    rustix::fs::sync();
+}
+
 /// Runs a closed loop: one connection for each script. `tick` is called a few times a second with the
 /// number of requests answered so far.
 pub fn closed<S: Script>(
@@ -271,6 +276,7 @@ pub fn closed<S: Script>(
     scripts: Vec<S>,
     tick: &mut dyn FnMut(u64),
 ) -> Result<Measured<S>> {
+    quiet_disk();
     let from = Instant::now() + span.warm_up;
     let shared = Arc::new(Shared {
         addresses: target.addresses.clone(),
@@ -436,8 +442,7 @@ pub fn open<S: Script>(
     scripts: Vec<S>,
     tick: &mut dyn FnMut(u64),
 ) -> Result<Paced<S>> {
-    // The kernel writes what was left to it: nobody is to wait for the disk while it writes another subject's.
-    rustix::fs::sync();
+    quiet_disk();
     const SETTLING: Duration = Duration::from_millis(200);
     let length: Duration = steps.iter().map(|step| step.length).sum();
     let seconds = usize::try_from(length.as_secs())? + 1;
