@@ -396,7 +396,7 @@ fn rate_limits(admissions: &Admissions) -> (String, String) {
     let (mut policies, mut standing) = (String::with_capacity(64), String::with_capacity(64));
     for (class, admission) in admissions {
         let separator = if policies.is_empty() { "\"" } else { ", \"" };
-        // Every answer has these; a formatter takes ten times as long.
+        // Every answer has these: no formatter.
         let put = |text: &mut String, [first, second]: [(&str, u32); 2]| {
             text.extend([separator, class, "\"", first.0, itoa::Buffer::new().format(first.1)]);
             text.extend([second.0, itoa::Buffer::new().format(second.1)]);
