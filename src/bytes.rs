@@ -10,7 +10,7 @@ use serde::de::{self, Deserializer, Visitor};
 /// The most bytes that are written as one text.
 pub const BYTES_MAX: usize = 32;
 /// Digits of base64url that so many bytes have.
-pub const fn base64url_digits(bytes: usize) -> usize {
+const fn base64url_digits(bytes: usize) -> usize {
     (bytes * 4).div_ceil(3)
 }
 

@@ -497,8 +497,11 @@ mod tests {
     fn what_must_be_escaped_is_found_wherever_it_stands() {
         for length in 0..20 {
             for at in 0..length {
-                for byte in 0..=255 {
-                    let mut text = vec![b'a'; length];
+                // Beside those, too, that are next to what is escaped, and that are no ASCII.
+                for (byte, other) in
+                    (0..=255).flat_map(|byte| b"a !#[]\x7f\x80\xff".map(|other| (byte, other)))
+                {
+                    let mut text = vec![other; length];
                     text[at] = byte;
                     assert_eq!(has_escaped(&text), is_escaped(byte), "{byte} at {at} of {length}");
                 }
